@@ -1,0 +1,32 @@
+"""The broker: tickets, depths, hints, the private Valkey, and the Celery application of the consumers.
+
+Beside the consumers' `worker.py` the only room that imports Celery, kombu or redis, and it does so when first used.
+"""
+
+from batchyard.broker.client import Broker, pack_ids, safe_url, unpack_ids
+from batchyard.broker.listening import Hints, Listener
+from batchyard.broker.tickets import (
+    TASK_NAME,
+    TICKET_BYTES,
+    TICKET_JOBS,
+    Ticket,
+    decode_ticket,
+    encode_ticket,
+    queue_name,
+)
+
+__all__ = [
+    "TASK_NAME",
+    "TICKET_BYTES",
+    "TICKET_JOBS",
+    "Broker",
+    "Hints",
+    "Listener",
+    "Ticket",
+    "decode_ticket",
+    "encode_ticket",
+    "pack_ids",
+    "queue_name",
+    "safe_url",
+    "unpack_ids",
+]

@@ -1,0 +1,161 @@
+"""The system at one moment as tables: what `status` prints and `top` keeps showing. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from batchyard import schemas
+from batchyard.cli.figures import count, percent, rate, seconds
+
+LIVE = {"starting", "ready", "draining"}
+
+
+WIDE = 110
+"""Columns of a terminal that hold all of the queues' figures."""
+
+
+def dashboard(status: schemas.Status, *, width: int = WIDE) -> RenderableType:
+    """Everything; a narrow terminal is spared the lesser figures."""
+    parts: list[RenderableType] = [headline(status), Text(), queues_table(status.queues, is_wide=width >= WIDE)]
+    broken = {queue.model: queue.load_error for queue in status.queues if queue.load_error}
+    parts += [Text(f"{model} cannot be loaded: {error}", style="red") for model, error in broken.items()]
+    parts += [Text(), pools_table(status.pools)]
+    live = [consumer for pool in status.pools for consumer in pool.consumers if consumer.state in LIVE]
+    if live:
+        parts += [Text(), consumers_table(live)]
+    if batches := batches_of(live):
+        parts += [Text(), batches_table(batches)]
+    return Group(*parts)
+
+
+def headline(status: schemas.Status) -> Text:
+    text = Text()
+    text.append(f"batchyard {status.version}", style="bold")
+    text.append(f"  {status.time[:19]}Z  {status.database}  broker ")
+    text.append(status.broker, style="green" if status.broker == "up" else "bold red")
+    return text
+
+
+def queues_table(queues: Iterable[schemas.QueueStatus], *, is_wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("queue", overflow="fold")
+    lesser = ("waiting", "backlog", "oldest") if is_wide else ()
+    for name in ("queued", "running", "succeeded", "failed", "rate", *lesser):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("served by")
+    for queue in queues:
+        total = queue.queued + queue.running + queue.waiting + sum(queue.finished.values())
+        if not total and queue.lane != "firm" and not queue.consumers:
+            continue
+        figures = [
+            count(queue.queued),
+            count(queue.running),
+            count(queue.finished.get("succeeded", 0)),
+            count(queue.finished.get("failed", 0)),
+            rate(queue.jobs_per_second),
+        ]
+        if is_wide:
+            figures += [count(queue.waiting), seconds(queue.backlog_seconds), seconds(queue.oldest_queued_seconds)]
+        table.add_row(f"{queue.model} {queue.lane}", *figures, _served_by(queue))
+    return table
+
+
+def _served_by(queue: schemas.QueueStatus) -> Text:
+    if queue.paused:
+        return Text("paused", style="yellow")
+    if queue.consumers or (queue.starting and not queue.load_error):
+        starting = f" + {queue.starting} starting" if queue.starting else ""
+        return Text(f"{queue.consumers} consumer{'s' if queue.consumers != 1 else ''}{starting}")
+    if queue.load_error:
+        return Text("cannot load", style="red")
+    return Text("nobody", style="yellow" if queue.queued else "dim")
+
+
+def pools_table(pools: Iterable[schemas.Pool]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("pool", "capacity", "device", "models"):
+        table.add_column(name)
+    for name in ("live", "min", "max"):
+        table.add_column(name, justify="right")
+    table.add_column("decision")
+    for pool in pools:
+        live = sum(consumer.state in LIVE for consumer in pool.consumers)
+        decision = "" if pool.decision is None else f"{pool.decision.replicas}: {pool.decision.reason}"
+        table.add_row(
+            pool.name,
+            pool.capacity,
+            pool.device,
+            " ".join(pool.models),
+            str(live),
+            str(pool.min),
+            str(pool.max),
+            decision,
+        )
+    return table
+
+
+def consumers_table(consumers: Iterable[schemas.Consumer]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("consumer", "pool", "state", "host"):
+        table.add_column(name)
+    for name in ("pid", "rate", "device busy", "held"):
+        table.add_column(name, justify="right")
+    for consumer in consumers:
+        stats = consumer.stats
+        table.add_row(
+            consumer.id[-8:],
+            consumer.pool,
+            Text(consumer.state, style={"ready": "green", "draining": "yellow"}.get(consumer.state, "")),
+            consumer.host,
+            str(consumer.pid),
+            rate(_number(stats.get("jobs_per_second"))),
+            percent(_number(stats.get("device_busy"))),
+            count(_held(stats.get("held"))),
+        )
+    return table
+
+
+def batches_of(consumers: Iterable[schemas.Consumer]) -> dict[str, list[dict[str, Any]]]:
+    """By model, what each consumer that has run batches of it says of them."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for consumer in consumers:
+        models = consumer.stats.get("models")
+        for name, stats in models.items() if isinstance(models, dict) else ():
+            if isinstance(stats, dict) and stats.get("batches"):
+                found[name].append(stats)
+    return dict(found)
+
+
+def batches_table(found: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("batches of")
+    for name in ("batches", "jobs in one", "budget", "mean cost", "per job"):
+        table.add_column(name, justify="right")
+    for name, stats in sorted(found.items()):
+        total = sum(each["batches"] for each in stats)
+        mean = sum(each["batches"] * (_number(each.get("batch_size")) or 0.0) for each in stats) / total
+        first = stats[0]
+        per_job = _number(first.get("seconds_per_job"))
+        table.add_row(
+            name,
+            count(total),
+            f"{mean:,.1f}",
+            count(_number(first.get("budget"))),
+            count(_number(first.get("mean_cost"))),
+            "–" if per_job is None else f"{per_job * 1000:,.2f} ms",
+        )
+    return table
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _held(stages: Any) -> float | None:
+    return sum(_number(jobs) or 0 for jobs in stages.values()) if isinstance(stages, dict) else None

@@ -1,0 +1,28 @@
+"""`batchyard migrate`: the database's schema."""
+
+from __future__ import annotations
+
+import click
+
+from batchyard.cli.extras import needs
+from batchyard.cli.invocation import Invocation
+from batchyard.configuration import redacted
+from batchyard.settings import Settings
+
+
+@click.command()
+@click.pass_obj
+def migrate(invocation: Invocation, /) -> None:
+    """Create the database's tables, or bring them to this version. Safe to repeat."""
+    click.echo(f"the database {migrate_database(invocation.settings())} is up to date")
+
+
+def migrate_database(settings: Settings) -> str:
+    """Bring the configured database to the newest schema; returns its URL, without secrets."""
+    with needs(feature="a database", extra="producer"):
+        from batchyard.store import migrate as migrations
+        from batchyard.store.open import database_url
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    url = database_url(settings.database.url, state_dir=settings.state_dir)
+    migrations.upgrade(url)
+    return redacted(url)

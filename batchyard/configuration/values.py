@@ -1,0 +1,201 @@
+"""One value: from what was written to what the setting holds, and whether that is allowed."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+from batchyard.configuration.faults import listed, nearest
+from batchyard.jobs import Lane
+
+
+class Refused(Exception):
+    """The value is not allowed; the message completes "must be …"."""
+
+
+Rule = Callable[[Any], Any]
+"""Returns the value to keep, or raises Refused."""
+
+_TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def convert(value: Any, kind: Any, *, is_text: bool) -> Any:
+    """Bring a value to a setting's type; text of the environment is read as that type."""
+    if kind is Lane:
+        return _lane(value)
+    if get_origin(kind) is Literal:
+        return _one_of(value, get_args(kind))
+    if get_origin(kind) in {Union, types.UnionType}:
+        kind = next(inner for inner in get_args(kind) if inner is not type(None))
+    if kind in _SCALARS:
+        return _SCALARS[kind](value, is_text)
+    if get_origin(kind) is tuple:
+        return _texts(value, is_text)
+    raise TypeError(f"no rule for settings of type {kind}")
+
+
+def _truth(value: Any, is_text: bool) -> bool:
+    if is_text and isinstance(value, str) and value.lower() in _TRUTH:
+        return _TRUTH[value.lower()]
+    if not isinstance(value, bool):
+        raise Refused("true or false")
+    return value
+
+
+def _whole(value: Any, is_text: bool) -> int:
+    if is_text and isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.replace("_", "")):
+        return int(value.replace("_", ""))
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refused("a whole number")
+    return value
+
+
+def _number(value: Any, is_text: bool) -> float:
+    if is_text and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise Refused("a number") from None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise Refused("a finite number")
+    return float(value)
+
+
+def _text(value: Any, is_text: bool) -> str:
+    if not isinstance(value, str):
+        raise Refused("a string")
+    return value
+
+
+_SCALARS: Mapping[Any, Callable[[Any, bool], Any]] = {bool: _truth, int: _whole, float: _number, str: _text}
+
+
+def _texts(value: Any, is_text: bool) -> tuple[str, ...]:
+    if is_text and isinstance(value, str):
+        value = [item.strip() for item in value.split(",") if item.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise Refused("a list of strings")
+    return tuple(value)
+
+
+def _lane(value: Any) -> Lane:
+    if isinstance(value, Lane):
+        return value
+    return Lane[_one_of(value, [lane.word for lane in Lane]).upper()]
+
+
+def _one_of(value: Any, allowed: Any) -> str:
+    if value not in allowed:
+        raise Refused(f"one of {listed(allowed)}{nearest(str(value), allowed)}")
+    return str(value)
+
+
+# --- rules beyond the type ---
+
+
+def at_least(low: float) -> Rule:
+    def rule(value: Any) -> Any:
+        if value is not None and value < low:
+            raise Refused(f"at least {low:g}")
+        return value
+
+    return rule
+
+
+def above(low: float) -> Rule:
+    def rule(value: Any) -> Any:
+        if value <= low:
+            raise Refused(f"greater than {low:g}")
+        return value
+
+    return rule
+
+
+def between(low: int, high: int) -> Rule:
+    def rule(value: Any) -> Any:
+        if not low <= value <= high:
+            raise Refused(f"from {low:,} to {high:,}")
+        return value
+
+    return rule
+
+
+def matching(pattern: str, allowed: str) -> Rule:
+    compiled = re.compile(pattern)
+
+    def rule(value: Any) -> Any:
+        if not compiled.fullmatch(value):
+            raise Refused(allowed)
+        return value
+
+    return rule
+
+
+def bind(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise Refused('HOST:PORT, such as "127.0.0.1:8080"')
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            raise Refused('HOST:PORT; an IPv6 host stands in brackets, such as "[::1]:8080"') from None
+    return value
+
+
+def database_url(value: str) -> str:
+    value = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", value)
+    if value == "sqlite" or re.match(r"sqlite:///.+|postgresql\+psycopg://.+", value):
+        return value
+    raise Refused('"sqlite", "sqlite:///PATH" or "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"')
+
+
+def broker_url(value: str) -> str:
+    value = re.sub(r"^valkey(s?)://", r"redis\1://", value)
+    if value == "embedded" or re.match(r"(rediss?|amqps?)://.+|redis\+socket:///.+", value):
+        return value
+    raise Refused('"embedded", "redis://HOST:PORT/0", "redis+socket:///PATH" or "amqp://USER:PASSWORD@HOST//"')
+
+
+_URL = r"[a-z][a-z0-9+.-]*://.*"
+_SECONDS = above(0)
+
+RULES: Mapping[str, Rule] = {
+    "server.bind": bind,
+    "server.max_body_bytes": at_least(1024),
+    "server.max_payload_bytes": at_least(1024),
+    "server.max_input_bytes": at_least(64),
+    "server.max_inputs": between(1, 100_000),
+    "database.url": database_url,
+    "broker.url": broker_url,
+    "queues.max_queued": at_least(1),
+    "queues.window_seconds": between(0, 60),
+    "queues.max_failures": between(1, 100),
+    "queues.retry_base_seconds": _SECONDS,
+    "queues.retry_max_seconds": _SECONDS,
+    "queues.lease_seconds": between(1, 3600),
+    "retention.keep_seconds": _SECONDS,
+    "retention.keep_bytes": at_least(0),
+    "retention.tombstone_seconds": at_least(0),
+    "storage.url": matching(rf"file|{_URL}", '"file" or a URL that fsspec knows, such as "s3://bucket/folder"'),
+    "models.runtime": matching(
+        r"sentence-transformers|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
+        '"sentence-transformers" or "my_package.my_module:MyModel"',
+    ),
+    "models.version": matching(NAME.pattern, "letters, digits, dots, dashes and underscores, at most 63"),
+    "models.weight": at_least(0),
+    "models.batch_budget": at_least(1),
+    "models.max_run_seconds": _SECONDS,
+    "pools.device": matching(r"auto|cpu|mps|cuda(:\d+)?", '"auto", "cpu", "mps", "cuda" or "cuda:N"'),
+    "pools.min": at_least(0),
+    "pools.max": at_least(1),
+    "pools.idle_seconds": at_least(0),
+    "pools.drain_seconds": _SECONDS,
+    "pools.price_per_hour": at_least(0),
+}
+"""By section and key; the name of the model or pool left out."""

@@ -1,0 +1,58 @@
+"""What a model's author writes: one class, with no other import of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class Model:
+    """A model behind a queue. Subclass it and name the class in `batchyard.toml` as `runtime = "package.module:Class"`.
+
+    One instance serves one `model@version` in one consumer. `load` runs once, before any job. `preprocess`, `cost` and
+    `postprocess` run on CPU threads, several at once; `forward` runs on one thread at a time, under inference mode.
+    """
+
+    input_schema: ClassVar[dict[str, Any]] = {}
+    """JSON Schema of one input; published to the API when the version is first loaded. Empty: anything goes."""
+
+    cost_unit: ClassVar[str] = "bytes"
+    """What `cost` counts, for people: "tokens", "pixels", "seconds of audio"."""
+
+    source: str = ""
+    """Where the weights are, as written in `batchyard.toml`, with `package:` already turned into a folder.
+
+    Set before `load`.
+    """
+
+    options: dict[str, Any] = {}  # noqa: RUF012  replaced per instance before `load`, never mutated
+    """The `options` table of the model's section in `batchyard.toml`. Set before `load`."""
+
+    def load(self, device: str) -> None:
+        """Bring the weights to `device` ("cpu", "cuda:0"). Never called in the path of a request."""
+
+    def preprocess(self, inputs: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
+        """Turn decoded inputs into items, one per input, same order.
+
+        An `InvalidInput` in an item's place fails that input alone. Where the call raises, it is repeated with halves
+        of its inputs until the guilty ones stand alone.
+        Inputs of one call share `params`. `{"$payload": id}` anywhere in an input has already become `bytes`.
+        """
+        return inputs
+
+    def cost(self, item: Any) -> int:
+        """Exact size of one item in `cost_unit`, at least 1: what the batch budget counts, and its place by length."""
+        return 1
+
+    def forward(self, items: Sequence[Any]) -> Any:
+        """Run one batch on the device and return its outputs, in any form that `postprocess` reads."""
+        raise NotImplementedError(f"{type(self).__qualname__} must define forward(items)")
+
+    def postprocess(self, outputs: Any) -> Sequence[Any]:
+        """Turn outputs into results, one per item, same order.
+
+        Results are JSON-like values that may hold NumPy arrays or CPU tensors; an array or tensor whose rows are the
+        results is encoded as a whole.
+        """
+        results: Sequence[Any] = outputs
+        return results

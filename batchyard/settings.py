@@ -1,0 +1,132 @@
+"""The configuration: flag > environment (`BATCHYARD_…`) > `batchyard.toml` > default; frozen, read once at start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from batchyard.jobs import Lane
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    bind: str = "127.0.0.1:8080"
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Of one request, payload uploads apart."""
+    max_payload_bytes: int = 256 * 1024 * 1024
+    max_input_bytes: int = 1024 * 1024
+    """Of one input as JSON; larger things go through POST /v1/payloads."""
+    max_inputs: int = 10_000
+    """Of one call, and of one chunk of a bulk."""
+    require_keys: bool = False
+    """Always true where `bind` is not loopback."""
+
+    @property
+    def host(self) -> str:
+        return self.bind.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """0: any free one."""
+        return int(self.bind.rpartition(":")[2])
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    url: str = "sqlite"
+    """`sqlite` (a file in the state folder), `sqlite:///PATH`, or `postgresql+psycopg://…`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerSettings:
+    url: str = "embedded"
+    """`embedded` (a private Valkey on a socket in the state folder), `redis://…`, `redis+socket:///PATH`, `amqp://…`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSettings:
+    max_queued: int = 20_000_000
+    """Jobs of one queue that may wait; beyond it submission answers 429."""
+    window_seconds: float = 2.0
+    """How much work is kept ticketed ahead of the consumers of a queue."""
+    max_failures: int = 3
+    retry_base_seconds: float = 1.0
+    retry_max_seconds: float = 300.0
+    lease_seconds: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSettings:
+    keep_seconds: float = 7 * 24 * 3600.0
+    """Finished jobs older than this are deleted."""
+    keep_bytes: int = 50 * 1024**3
+    """Beyond this many bytes of inputs and results the oldest finished jobs are deleted."""
+    tombstone_seconds: float = 30 * 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    url: str = "file"
+    """Where payloads go: `file` (a folder in the state folder) or any fsspec URL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    name: str
+    runtime: str
+    """`sentence-transformers`, or `package.module:Class`."""
+    version: str = "1"
+    source: str = ""
+    """A folder, `package:DISTRIBUTION_PACKAGE/path`, or a hub id."""
+    lane: Lane = Lane.FIRM
+    """The default for its jobs."""
+    weight: float = 1.0
+    """Share of the bare name's jobs among the versions of this model."""
+    batch_budget: int | None = None
+    """Cost of one forward pass, padding included; None: learned."""
+    max_run_seconds: float = 300.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    name: str
+    models: tuple[str, ...]
+    """Names or `name@version`; a bare name means all its versions."""
+    capacity: Literal["on_demand", "spot"] = "on_demand"
+    device: str = "auto"
+    min: int = 0
+    max: int = 1
+    idle_seconds: float = 60.0
+    """A local consumer above `min` leaves after this long without work."""
+    drain_seconds: float = 20.0
+    """Grace that a consumer has to finish what it holds."""
+    price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a process needs to know, validated."""
+
+    state_dir: Path
+    server: ServerSettings = ServerSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    broker: BrokerSettings = BrokerSettings()
+    queues: QueueSettings = QueueSettings()
+    retention: RetentionSettings = RetentionSettings()
+    storage: StorageSettings = StorageSettings()
+    models: tuple[ModelSettings, ...] = ()
+    pools: tuple[PoolSettings, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    config_path: Path | None = None
+    """The file it was read from; models written by the user are imported from its folder too."""

@@ -1,0 +1,1 @@
+"""The job store: one protocol, one database behind it."""

@@ -1,0 +1,278 @@
+"""What a job store does, whatever the database: the protocol that SQLite and Postgres implement, with its records.
+
+Every method is synchronous, is one transaction unless it says otherwise, and may be called from any thread. Database
+outages surface as `Unavailable`. Rules that every implementation keeps:
+
+- Every write by a consumer repeats `state = running AND attempt = mine AND owner = me`; other rows are left alone.
+- Every change of state moves its counts in `backlog` (and `bulk_counts`, for a bulk's jobs) in the same transaction.
+- Every job of a bulk that becomes terminal is named by a `flushes` row of the same transaction.
+- Where several rows are locked, they are locked in ascending id order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from batchyard.jobs import Accepted, ClaimedJob, Outcome, ResultRow, Submission
+from batchyard.store.records import (
+    ApiKey,
+    BacklogRow,
+    BulkConfig,
+    BulkView,
+    Candidate,
+    ConsumerInfo,
+    JobFilter,
+    JobPage,
+    JobView,
+    Line,
+    ModelConfig,
+    ModelVersion,
+    PayloadInfo,
+    Renewal,
+    Tenant,
+    UsageRow,
+)
+
+__all__ = [
+    "ApiKey",
+    "BacklogRow",
+    "BulkConfig",
+    "BulkView",
+    "Candidate",
+    "ConsumerInfo",
+    "JobFilter",
+    "JobPage",
+    "JobStore",
+    "JobView",
+    "Line",
+    "ModelConfig",
+    "ModelVersion",
+    "PayloadInfo",
+    "Renewal",
+    "ResultRow",
+    "Tenant",
+    "UsageRow",
+]
+
+
+class JobStore(Protocol):
+    """The truth about every job."""
+
+    # --- life ---
+
+    def close(self) -> None: ...
+
+    def ping(self) -> None:
+        """Touch the database; raises Unavailable where it is away."""
+
+    def now_ms(self) -> int:
+        """The database's clock, estimated from a recent reading and the local monotonic clock; no round trip."""
+
+    def take_node(self) -> int:
+        """A number for an `IdSource`, different at every call."""
+
+    def durability(self) -> str:
+        """What a commit survives, for people: "sqlite wal synchronous=FULL", "postgres synchronous_commit=on"."""
+
+    # --- submission (owned by batchyard.submission) ---
+
+    def submit(self, submissions: Sequence[Submission]) -> list[Accepted | Exception]:
+        """Commit many submissions in one transaction and say, in order, what each became.
+
+        A submission that cannot be taken (unknown or sealed bulk: NotFound / Conflict; another body under its key:
+        IdempotencyConflict) yields its error in its place and does not harm the others. A known key with the same
+        digest yields the jobs it made before, with `replayed`, also after its bulk was sealed. Two submissions with the
+        same new key in one call: the second is a replay of the first. Ids come from an IdSource owned by the store.
+        """
+
+    def create_bulk(self, config: BulkConfig) -> BulkView:
+        """Create a bulk, or return the one that this idempotency key made; IdempotencyConflict on another digest."""
+
+    def seal_bulk(self, *, tenant_id: int, bulk_id: int) -> BulkView:
+        """No further chunks. Sealing again changes nothing. NotFound."""
+
+    # --- claims (owned by consumers) ---
+
+    def claim(self, tickets: Sequence[tuple[int, Sequence[int]]], *, owner: int) -> list[ClaimedJob]:
+        """Take the jobs of several tickets, each `(queue_id, ids)`, in one transaction; ascending ids per ticket.
+
+        Only rows still queued in that queue, not past their deadline, not held, of a queue not paused, and only while
+        the owner's lease lives. Raises `attempt`; sets owner and started_at. Ids that do not match are simply absent.
+        """
+
+    def finish(self, outcomes: Sequence[Outcome], *, owner: int) -> list[int]:
+        """Write outcomes of held jobs in one fenced transaction; return the ids that were written, in input order.
+
+        SUCCEEDED and FAILED insert the result row; a job with cancel_requested becomes CANCELLED whatever the outcome
+        says; WAITING adds one to `failures`, sets not_before and keeps its error as the result row until a later one
+        takes its place; FAILED adds one too. Writes usage, bulk counts and flushes. Retrying after an ambiguous commit
+        is safe: a job already finished by this owner at this attempt counts as written. A result already terminal
+        otherwise is never touched.
+        """
+
+    def release(
+        self, jobs: Sequence[ClaimedJob], *, owner: int, preempted: bool = False, crashed: bool = False
+    ) -> list[int]:
+        """Hand held jobs back to their queue, uncharged but for the counter named; jobs with cancel_requested become
+        CANCELLED. `crashed` also marks them suspect. Returns the ids that are queued again."""
+
+    def register_consumer(
+        self, *, pool: str, host: str, pid: int, device: str, capacity: str, queue_ids: Sequence[int], lease_ms: int
+    ) -> int:
+        """A fresh random owner id (63 bits) with a live lease, in state "starting"."""
+
+    def renew(self, owner: int, *, lease_ms: int, state: str, stats: Mapping[str, Any]) -> Renewal:
+        """Prolong the lease from the database's now and store what the consumer reports; O(jobs it holds)."""
+
+    def deregister(self, owner: int) -> None:
+        """Leave in order: state "gone". What it still owns goes back to its queues, as release does."""
+
+    def report_version(
+        self, version_id: int, *, digest: str, input_schema: Mapping[str, Any], cost_unit: str, load_seconds: float
+    ) -> None:
+        """Publish what loading a version found. Conflict where it has another digest already and has been used."""
+
+    def report_load_error(self, version_id: int, *, message: str) -> None: ...
+
+    def report_speed(self, version_id: int, *, units_per_byte: float, seconds_per_unit: float) -> None: ...
+
+    # --- order (read by the dispatcher and by the idle claim) ---
+
+    def head(
+        self, queue_id: int, *, after: Mapping[tuple[int, int], int], limit: int, urgent_before_ms: int
+    ) -> list[Line]:
+        """The front of every line (tenant, priority) of a queue that has queued jobs: up to `limit` candidates with id
+        above `after[tenant, priority]` (default 0), and up to `limit` whose start_by is before `urgent_before_ms`.
+
+        Held jobs (negative priority) are not shown; a paused queue has no lines. O(lines x limit).
+        """
+
+    def stragglers(self, queue_id: int, *, below: Mapping[tuple[int, int], int], limit: int) -> list[int]:
+        """Queued ids of a queue that stand below `below[tenant, priority]`, oldest first, at most `limit` per line:
+        what was ticketed once and is still not claimed, or came back."""
+
+    # --- the dispatcher's chores (leader only; each bounded by `limit`, returning what it moved) ---
+
+    def lead(self, name: str, *, holder: int, lease_ms: int) -> bool:
+        """Take, keep or fail to get a named lease."""
+
+    def resign(self, name: str, *, holder: int) -> None: ...
+
+    def reap(self, *, limit: int) -> dict[int, list[int]]:
+        """Mark consumers whose lease is over dead, and requeue (or cancel, where asked) what dead ones own.
+        Returns queue id → job ids queued again."""
+
+    def promote_due(self, *, limit: int) -> dict[int, list[int]]:
+        """Waiting jobs whose back-off is over become queued. Returns queue id → ids."""
+
+    def expire_due(self, *, limit: int) -> list[int]:
+        """Queued and waiting jobs past their deadline become expired (or cancelled, where asked)."""
+
+    def sweep_bulks(self, *, limit: int) -> int:
+        """Carry on holding, freeing or cancelling the jobs of bulks that were paused, resumed or cancelled."""
+
+    def fold(self, *, limit: int) -> int:
+        """Fold deltas into their sums and number new flushes (Postgres); drop empty sums. Returns rows touched."""
+
+    def retire(self, *, finished_before_ms: int, limit: int, tombstone_ms: int) -> int:
+        """Delete up to `limit` terminal jobs that finished before then, about the oldest first, with inputs, results
+        and labels, leaving tombstones; then bulks and idempotency keys whose jobs are all gone, and tombstones older
+        than `tombstone_ms`. Returns jobs deleted. A round over all jobs takes several calls; some may delete none."""
+
+    def stored_bytes(self) -> int:
+        """Bytes of inputs and results now kept, from the usage sums; O(hours)."""
+
+    # --- models, queues, tenants, keys ---
+
+    def sync_models(self, configs: Sequence[ModelConfig]) -> list[ModelVersion]:
+        """Make the configuration's versions exist with their queues; others become inactive and keep their jobs."""
+
+    def models(self) -> list[ModelVersion]: ...
+
+    def set_queue_paused(self, queue_id: int, *, paused: bool) -> None: ...
+
+    def tenants(self) -> list[Tenant]: ...
+
+    def create_tenant(self, name: str, *, weight: float = 1.0) -> Tenant:
+        """Conflict where the name is taken. Tenant 1, "default", always exists."""
+
+    def create_key(
+        self, *, prefix: str, tenant_id: int, name: str, digest: bytes, scopes: Sequence[str], expires_at_ms: int | None
+    ) -> ApiKey: ...
+
+    def keys(self) -> list[ApiKey]: ...
+
+    def find_key(self, prefix: str) -> tuple[ApiKey, bytes] | None:
+        """The key with its digest, for the caller to compare in constant time."""
+
+    def revoke_key(self, prefix: str) -> ApiKey:
+        """NotFound. Revoking again changes nothing."""
+
+    # --- readers ---
+
+    def get_jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool = True) -> list[JobView]:
+        """Those of the ids that exist for this tenant, in no particular order; one query."""
+
+    def finished_among(self, ids: Sequence[int]) -> list[int]:
+        """Which of these jobs are terminal (or gone); one light query, for waiters."""
+
+    def retired_among(self, ids: Sequence[int], *, tenant_id: int) -> list[int]:
+        """Which of these ids have a tombstone of this tenant."""
+
+    def list_jobs(self, filter: JobFilter) -> JobPage: ...  # noqa: A002
+
+    def position(self, job_id: int, *, limit: int = 1000) -> int | None:
+        """How many queued jobs of its queue go before it, roughly: its own line exact to `limit`, other lines from the
+        backlog. None where it is not queued."""
+
+    def cancel(self, job_id: int, *, tenant_id: int) -> JobView:
+        """Queued and waiting jobs become cancelled; a running one is flagged; a terminal one stays. NotFound."""
+
+    def amend(
+        self, job_id: int, *, tenant_id: int, priority: int | None, deadline_ms: int | None, start_by_ms: int | None
+    ) -> JobView:
+        """Change priority and / or deadline of a queued job; Conflict in any other state. NotFound."""
+
+    def forget(self, job_id: int, *, tenant_id: int) -> None:
+        """Delete a terminal job with all that belongs to it, leaving a tombstone. Conflict until then. NotFound."""
+
+    def get_bulk(self, bulk_id: int, *, tenant_id: int) -> BulkView:
+        """NotFound, or Gone."""
+
+    def list_bulks(self, *, tenant_id: int, before_id: int | None = None, limit: int = 100) -> list[BulkView]: ...
+
+    def cancel_bulk(self, bulk_id: int, *, tenant_id: int) -> BulkView:
+        """Ask for the cancellation of all its jobs, and seal it; `sweep_bulks` carries it out."""
+
+    def pause_bulk(self, bulk_id: int, *, tenant_id: int, paused: bool) -> BulkView:
+        """Hold back or free its queued jobs; no claim succeeds once a pause returned; `sweep_bulks` moves the rows."""
+
+    def bulk_results(self, bulk_id: int, *, after_seq: int, limit: int) -> list[ResultRow]:
+        """Finished jobs of a bulk in commit order, from flushes with seq above `after_seq`; whole flushes, so that the
+        cursor can name the last seq; stops once at least `limit` rows are gathered. Retired jobs are left out."""
+
+    def has_unnumbered(self, bulk_id: int) -> bool:
+        """Whether flushes of this bulk are committed but not numbered yet (Postgres): not in `bulk_results`."""
+
+    def backlog(self, *, queue_ids: Sequence[int] | None = None) -> list[BacklogRow]:
+        """Sums plus unfolded deltas, empty rows left out. O(queues), never O(jobs)."""
+
+    def oldest_queued_ms(self) -> dict[int, int]:
+        """Queue id → created_at of its oldest queued job."""
+
+    def usage(self, *, since_hour: int = 0) -> list[UsageRow]: ...
+
+    def consumers(self) -> list[ConsumerInfo]:
+        """Those not gone, and those that died or left within the last hour."""
+
+    # --- payloads ---
+
+    def add_payload(self, payload: PayloadInfo) -> None: ...
+
+    def get_payloads(self, ids: Sequence[int]) -> list[PayloadInfo]: ...
+
+    # --- for tests and doctors ---
+
+    def recount(self) -> list[BacklogRow]:
+        """The backlog by GROUP BY over the jobs: what `backlog()` must equal. O(jobs)."""

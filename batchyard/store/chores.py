@@ -1,0 +1,126 @@
+"""What the leader does over and over, in bounded steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, and_, or_, select
+
+from batchyard.jobs import ID_STRIDE, State
+from batchyard.store.bulks import SWEEP_HELD, SWEEP_PENDING
+from batchyard.store.deltas import Deltas
+from batchyard.store.moves import Moves
+from batchyard.store.sql import IN_SWEEP, IS_QUEUED, IS_RUNNING, IS_WAITING, JOB_ROW
+from batchyard.store.tables import bulk_chunks, bulks, consumers, jobs
+
+_PRESENT = ("starting", "ready", "draining")
+CAN_EXPIRE = and_(jobs.c.deadline.is_not(None), or_(IS_QUEUED, IS_WAITING))
+
+
+class Chores(Moves):
+    """Reaping, promoting, expiring and sweeping. One leader at a time; two do no harm."""
+
+    def reap(self, *, limit: int) -> dict[int, list[int]]:
+        """See `JobStore.reap`."""
+        deltas = Deltas()
+        over = and_(consumers.c.state.in_(_PRESENT), consumers.c.lease_until < self.now_ms())
+        # Also of consumers that left: a claim of theirs may have committed while they were leaving.
+        away = select(consumers.c.id).where(consumers.c.state.in_(("dead", "gone")))
+        owned = select(*JOB_ROW).where(IS_RUNNING, jobs.c.owner.in_(away)).limit(limit)
+        if not self._finds(select(consumers.c.id).where(over), owned):
+            return {}
+        with self._writing() as connection:
+            now = self._database_ms(connection)
+            over = and_(consumers.c.state.in_(_PRESENT), consumers.c.lease_until < now)
+            connection.execute(consumers.update().where(over).values(state="dead"))
+            queued = self._requeue(connection, self._lock_jobs(connection, owned), deltas=deltas, now_ms=now)
+            self._record(connection, deltas)
+        return queued
+
+    def promote_due(self, *, limit: int) -> dict[int, list[int]]:
+        """See `JobStore.promote_due`."""
+        deltas = Deltas()
+        due = select(*JOB_ROW).where(IS_WAITING, jobs.c.not_before <= self.now_ms()).limit(limit)
+        if not self._finds(due):
+            return {}
+        with self._writing() as connection:
+            rows = self._lock_jobs(connection, due)
+            now = self._database_ms(connection)
+            queued = self._requeue(connection, rows, deltas=deltas, now_ms=now, not_before=None)
+            self._record(connection, deltas)
+        return queued
+
+    def expire_due(self, *, limit: int) -> list[int]:
+        """See `JobStore.expire_due`."""
+        deltas = Deltas()
+        past = select(*JOB_ROW).where(CAN_EXPIRE, jobs.c.deadline <= self.now_ms()).limit(limit)
+        if not self._finds(past):
+            return []
+        with self._writing() as connection:
+            rows = self._lock_jobs(connection, past)
+            now = self._database_ms(connection)
+            for asked, to in ((True, State.CANCELLED), (False, State.EXPIRED)):
+                going = [row for row in rows if bool(row.cancel_requested) is asked]
+                self._move(connection, going, to, deltas=deltas, finished_at=now)
+            self._record(connection, deltas)
+        return [row.id for row in rows]
+
+    def _finds(self, *statements: Select[Any]) -> bool:
+        """Whether any of the statements has a row: asked first, so that idle chores never take the write lock."""
+        with self._reading() as connection:
+            return any(connection.execute(statement.limit(1)).first() is not None for statement in statements)
+
+    # --- bulks ---
+
+    def sweep_bulks(self, *, limit: int) -> int:
+        """See `JobStore.sweep_bulks`."""
+        pending = select(bulks).where(IN_SWEEP, bulks.c.sweep == SWEEP_PENDING).order_by(bulks.c.id)
+        if not self._finds(pending):
+            return 0
+        deltas = Deltas()
+        moved = looked_at = 0
+        with self._writing() as connection:
+            now = self._database_ms(connection)
+            while looked_at < limit:
+                bulk = connection.execute(pending.limit(1).with_for_update()).one_or_none()
+                if bulk is None:
+                    break
+                ids = self._next_ids(connection, bulk, limit=limit - looked_at)
+                moved += self._sweep(connection, bulk, ids, deltas=deltas, now_ms=now)
+                looked_at += len(ids)
+                # Nothing left to look at: quiet, unless a claim must go on asking whether it is paused.
+                still = SWEEP_HELD if bulk.paused and not bulk.cancel_requested else 0
+                done = {"swept": bulk.swept + len(ids)} if ids else {"sweep": still}
+                connection.execute(bulks.update().where(bulks.c.id == bulk.id).values(done))
+            self._record(connection, deltas)
+        return moved
+
+    def _next_ids(self, connection: Connection, bulk: Row[Any], *, limit: int) -> list[int]:
+        """Up to `limit` ids of the bulk's jobs from the index `swept` on, from one chunk."""
+        before = select(bulk_chunks).where(bulk_chunks.c.bulk_id == bulk.id, bulk_chunks.c.first_index <= bulk.swept)
+        chunk = connection.execute(before.order_by(bulk_chunks.c.first_index.desc()).limit(1)).one_or_none()
+        if chunk is None:
+            return []
+        size: int = chunk._mapping["count"]  # `count` is a method of every row
+        skipped = bulk.swept - chunk.first_index
+        return [chunk.first_id + place * ID_STRIDE for place in range(skipped, min(size, skipped + limit))]
+
+    def _sweep(self, connection: Connection, bulk: Row[Any], ids: list[int], *, deltas: Deltas, now_ms: int) -> int:
+        """Bring some jobs of a bulk into line with what was asked of it; returns how many changed."""
+        if not ids:
+            return 0
+        mine = select(*JOB_ROW).where(self._among(jobs.c.id, ids), jobs.c.state < int(State.SUCCEEDED))
+        if not bulk.cancel_requested:
+            wrong = jobs.c.priority >= 0 if bulk.paused else jobs.c.priority < 0
+            rows = self._lock_all_jobs(connection, mine.where(wrong, jobs.c.state == int(State.QUEUED)))
+            self._hold(connection, rows, held=bulk.paused, deltas=deltas)
+            return len(rows)
+        rows = self._lock_all_jobs(connection, mine)
+        running = [row.id for row in rows if row.state == State.RUNNING]
+        if running:
+            flagged = jobs.update().where(self._among(jobs.c.id, running))
+            connection.execute(flagged.values(cancel_requested=True))
+        waiting = [row for row in rows if row.state != State.RUNNING]
+        done = {"finished_at": now_ms, "cancel_requested": True}
+        self._move(connection, waiting, State.CANCELLED, deltas=deltas, **done)
+        return len(rows)

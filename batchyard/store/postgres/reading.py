@@ -1,0 +1,132 @@
+"""Readers that deserve statements of their own: the fronts of the lines, and the results of a bulk."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection
+
+from batchyard.jobs import State
+from batchyard.store.base import Candidate, JobView, ResultRow
+from batchyard.store.order import LineKey
+from batchyard.store.postgres.arrays import int8s
+from batchyard.store.postgres.session import Session, int8
+from batchyard.store.postgres.statement import Statement
+from batchyard.store.tables import jobs
+from batchyard.store.views import ERROR, job_view
+
+# Rows are compared as wholes: only the index of the lines offers that order, so no statistics can make the planner walk
+# through all jobs by id instead.
+FRONTS = Statement("""
+SELECT l.ordinal, j.id, j.cost_estimate, j.start_by, j.ticketed_at
+FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s) WITH ORDINALITY AS l(tenant_id, priority, bound, ordinal)
+CROSS JOIN LATERAL (
+    SELECT id, cost_estimate, start_by, ticketed_at FROM jobs
+    WHERE state = 0
+        AND (queue_id, tenant_id, priority, id) > (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.bound)
+        AND (queue_id, tenant_id, priority, id)
+            <= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 9223372036854775807)
+    ORDER BY queue_id, tenant_id, priority, id LIMIT %(limit)s
+) j
+ORDER BY l.ordinal, j.id""")
+"""For each line the jobs after a bound."""
+
+STRAGGLERS = Statement("""
+SELECT j.id
+FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s) AS l(tenant_id, priority, bound)
+CROSS JOIN LATERAL (
+    SELECT id FROM jobs
+    WHERE state = 0
+        AND (queue_id, tenant_id, priority, id) < (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.bound)
+        AND (queue_id, tenant_id, priority, id) >= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 0)
+    ORDER BY queue_id, tenant_id, priority, id LIMIT %(limit)s
+) j
+ORDER BY j.id""")
+"""For each line the jobs before a bound."""
+
+RESULTS = Statement("""
+SELECT g.seq, j.id, j.bulk_index, j.state, i.custom_id, r.format, r.body
+FROM unnest(%(ids)s, %(seqs)s) AS g(id, seq) JOIN jobs j ON j.id = g.id JOIN job_inputs i ON i.job_id = g.id
+LEFT JOIN job_results r ON r.job_id = g.id""")
+"""The rows of finished jobs."""
+
+_INPUT_COLUMNS = ("custom_id", "labels", "redrive_of")
+_RESULT_COLUMNS = ("cost", "device_us", "format")
+_record: Any = namedtuple  # the type checker wants to see the names, which the table knows
+_view_row = _record("_ViewRow", [*jobs.c.keys(), *_INPUT_COLUMNS, *_RESULT_COLUMNS, "body"])
+"""A row that `job_view` reads."""
+
+
+@cache
+def view(*, results: bool) -> Statement:
+    """Jobs of a tenant by id, as rows of `_view_row`; with the bodies of errors alone or of all results."""
+    named = [("j", jobs.c.keys()), ("i", _INPUT_COLUMNS), ("r", _RESULT_COLUMNS)]
+    columns = ", ".join(f"{table}.{name}" for table, names in named for name in names)
+    body = "r.body" if results else f"CASE WHEN r.format = {ERROR} THEN r.body END"
+    return Statement(f"""
+        SELECT {columns}, {body} FROM unnest(%(ids)s) AS g(id) JOIN jobs j ON j.id = g.id
+        JOIN job_inputs i ON i.job_id = j.id LEFT JOIN job_results r ON r.job_id = j.id
+        WHERE j.tenant_id + 0 = %(tenant)s""")
+
+
+UNFINISHED = Statement("""
+SELECT j.id FROM unnest(%(ids)s) AS g(id) JOIN jobs j ON j.id = g.id WHERE j.state + 0 < 3""")
+"""Which jobs are there and not terminal."""
+
+_STATES = tuple(State)
+
+
+class Reading(Session):
+    """Overrides of shared readers."""
+
+    def get_jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool = True) -> list[JobView]:
+        """See `JobStore.get_jobs`."""
+        if not ids:
+            return []
+        wanted = int8s(dict.fromkeys(ids))
+        rows = self._run(view(results=results), ids=wanted, tenant=int8(tenant_id))
+        return [job_view(_view_row._make(row)) for row in rows]
+
+    def finished_among(self, ids: Sequence[int]) -> list[int]:
+        """See `JobStore.finished_among`."""
+        if not ids:
+            return []
+        unfinished = {job_id for (job_id,) in self._run(UNFINISHED, ids=int8s(ids))}
+        return [job_id for job_id in ids if job_id not in unfinished]
+
+    def stragglers(self, queue_id: int, *, below: Mapping[tuple[int, int], int], limit: int) -> list[int]:
+        """See `JobStore.stragglers`."""
+        keys = [LineKey(tenant_id, priority, bound) for (tenant_id, priority), bound in below.items()]
+        if not keys:
+            return []
+        return [job_id for (job_id,) in self._run(STRAGGLERS, **_lines(queue_id, keys, limit))]
+
+    def _fronts(
+        self, connection: Connection, queue_id: int, keys: Sequence[LineKey], *, limit: int
+    ) -> list[list[Candidate]]:
+        fronts: list[list[Candidate]] = [[] for _ in keys]
+        if keys:
+            for ordinal, *candidate in self._run(FRONTS, **_lines(queue_id, keys, limit)):
+                fronts[ordinal - 1].append(Candidate(*candidate))
+        return fronts
+
+    def _results(self, connection: Connection, seq_of: dict[int, int]) -> list[ResultRow]:
+        rows = self._run(RESULTS, ids=int8s(seq_of), seqs=int8s(seq_of.values()))
+        by_id = {row[1]: row for row in rows}
+        return [
+            ResultRow(seq, job_id, index or 0, _STATES[state], custom_id, format_, body)
+            for seq, job_id, index, state, custom_id, format_, body in (by_id[one] for one in seq_of if one in by_id)
+        ]
+
+
+def _lines(queue_id: int, keys: Sequence[LineKey], limit: int) -> dict[str, object]:
+    return {
+        "queue": int8(queue_id),
+        "limit": int8(limit),
+        "tenants": int8s([key.tenant_id for key in keys]),
+        "priorities": int8s([key.priority for key in keys]),
+        "bounds": int8s([key.bound for key in keys]),
+    }

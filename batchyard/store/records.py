@@ -1,0 +1,228 @@
+"""The records that a job store takes and gives, beside those of `batchyard.jobs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from batchyard.jobs import ErrorInfo, Lane, State
+
+
+class Tenant(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    name: str
+    weight: float = 1.0
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    prefix: str
+    tenant: str
+    tenant_id: int
+    name: str
+    scopes: tuple[str, ...]
+    created_at_ms: int
+    expires_at_ms: int | None
+    revoked_at_ms: int | None
+
+
+class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One `model@version` with its two queues."""
+
+    id: int
+    model: str
+    version: str
+    weight: float
+    active: bool
+    default_lane: Lane
+    runtime: str
+    digest: str | None
+    input_schema: dict[str, Any] | None
+    """None until a consumer has loaded the version: any JSON is accepted."""
+    cost_unit: str
+    units_per_byte: float | None
+    seconds_per_unit: float | None
+    load_seconds: float | None
+    load_error: str | None
+    queue_ids: Mapping[Lane, int]
+    paused: frozenset[Lane] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version as the configuration wants it; see `JobStore.sync_models`."""
+
+    model: str
+    version: str
+    runtime: str
+    weight: float = 1.0
+    default_lane: Lane = Lane.FIRM
+
+
+class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    pool: str
+    host: str
+    pid: int
+    device: str
+    capacity: str
+    state: str
+    queue_ids: tuple[int, ...]
+    stats: dict[str, Any]
+    started_at_ms: int
+    ready_at_ms: int | None
+    lease_until_ms: int
+
+
+class Renewal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a consumer hears when it renews its lease."""
+
+    alive: bool
+    """False once it was reaped: drop everything held and start anew under a fresh owner id."""
+    cancelled: Sequence[int] = ()
+    """Jobs held by this consumer whose cancellation was asked for."""
+
+
+class BacklogRow(msgspec.Struct, frozen=True, kw_only=True):
+    queue_id: int
+    tenant_id: int
+    priority: int
+    state: State
+    bucket: int
+    jobs: int
+    cost: int
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """A queued job as ordering sees it."""
+
+    id: int
+    cost: int
+    start_by_ms: int | None
+    ticketed_at_ms: int | None
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """The front of one tenant's queued jobs of one priority within a queue, by arrival."""
+
+    tenant_id: int
+    weight: float
+    priority: int
+    candidates: Sequence[Candidate]
+    urgent: Sequence[Candidate] = ()
+    """Those whose latest safe start is near, soonest first; they may stand in `candidates` too."""
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as a reader sees it. `result` is set only where asked for and present."""
+
+    id: int
+    tenant_id: int
+    queue_id: int
+    state: State
+    priority: int
+    attempt: int
+    failures: int
+    crashes: int
+    preemptions: int
+    max_failures: int
+    cancel_requested: bool
+    cost_estimate: int
+    created_at_ms: int
+    bulk_id: int | None
+    bulk_index: int | None
+    deadline_ms: int | None
+    not_before_ms: int | None
+    started_at_ms: int | None
+    finished_at_ms: int | None
+    custom_id: str | None
+    labels: tuple[str, ...]
+    redrive_of: int | None
+    cost: int | None = None
+    device_us: int | None = None
+    result_format: int | None = None
+    result_body: bytes | None = None
+    error: ErrorInfo | None = None
+
+    @property
+    def is_late(self) -> bool:
+        return (
+            self.deadline_ms is not None and self.finished_at_ms is not None and self.finished_at_ms > self.deadline_ms
+        )
+
+
+class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
+    tenant_id: int
+    queue_ids: Sequence[int] | None = None
+    state: State | None = None
+    label: str | None = None
+    before_id: int | None = None
+    """Newest first: only ids below this one (the cursor)."""
+    limit: int = 100
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page may hold fewer jobs than asked for and still have a `next_before_id`: a page's work is bounded."""
+
+    jobs: Sequence[JobView]
+    next_before_id: int | None
+
+
+class BulkConfig(msgspec.Struct, frozen=True, kw_only=True):
+    tenant_id: int
+    queue_id: int
+    defaults: bytes
+    chunk_size: int = 10_000
+    created_by: str | None = None
+    idempotency_key: str | None = None
+    idempotency_digest: bytes | None = None
+
+
+class BulkView(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    tenant_id: int
+    queue_id: int
+    defaults: bytes
+    chunk_size: int
+    jobs: int
+    """Accepted so far: the index of the next job."""
+    sealed_at_ms: int | None
+    paused: bool
+    cancel_requested: bool
+    created_at_ms: int
+    counts: Mapping[State, int]
+    cost: int
+    """Exact cost of what has succeeded."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Sealed, and every job terminal."""
+        return (
+            self.sealed_at_ms is not None
+            and sum(n for state, n in self.counts.items() if state.is_terminal) == self.jobs
+        )
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    tenant_id: int
+    queue_id: int
+    hour: int
+    jobs: int
+    cost: int
+    device_us: int
+    input_bytes: int
+    result_bytes: int
+    retired_bytes: int
+
+
+class PayloadInfo(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    tenant_id: int
+    content_type: str
+    size: int
+    digest: bytes
+    location: str

@@ -1,0 +1,5 @@
+"""The job store on SQLite."""
+
+from batchyard.store.sqlite.store import SqliteStore
+
+__all__ = ["SqliteStore"]

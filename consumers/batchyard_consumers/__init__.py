@@ -1,0 +1,1 @@
+"""The consumers: form micro-batches, run models, persist results. The only package that imports torch."""

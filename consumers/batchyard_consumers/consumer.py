@@ -1,0 +1,261 @@
+"""One consumer: its registration, its models, its pipeline, its end. What Celery adds is in `worker.py`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from batchyard.broker import Broker, queue_name
+from batchyard.errors import BatchyardError, BrokerDown, Unavailable
+from batchyard.jobs import ErrorInfo, Lane, Outcome, State
+from batchyard.payloads import fetch_from, open_objects
+from batchyard.scheduling import FairShare, choose
+from batchyard.settings import PoolSettings, Settings
+from batchyard.store.base import JobStore
+from batchyard.telemetry import log_event
+from batchyard_consumers.catalog import models_of, queues_of, versions_in
+from batchyard_consumers.claiming import HeldTicket, ServedQueue
+from batchyard_consumers.device import Running, choose_device
+from batchyard_consumers.drain import Drain
+from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
+from batchyard_consumers.loading import Loader
+from batchyard_consumers.meter import Meter
+from batchyard_consumers.pipeline import Pipeline
+from batchyard_consumers.retries import RetryPolicy
+from batchyard_consumers.served import Served
+from batchyard_consumers.watchdog import Watchdog
+
+URGENT_MS = 10_000
+HEAD_JOBS = 512
+"""Read from each line of a queue by one idle claim."""
+
+log = logging.getLogger(__name__)
+
+
+class TicketSource(Protocol):
+    """What brings tickets: Celery's hub. Every method may be called from any thread and returns at once."""
+
+    def done(self, tickets: Sequence[HeldTicket]) -> None:
+        """These tickets are used up, or let go."""
+
+    def refresh(self) -> None:
+        """A model was loaded: take up its queues."""
+
+    def reconnect(self) -> None:
+        """Nothing has come for too long."""
+
+    def stop(self) -> None:
+        """A drain has begun."""
+
+
+class Consumer:
+    """Serves the queues of one pool until it is drained. `on_end(code)` is called once, at the very end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: PoolSettings,
+        *,
+        store: JobStore,
+        broker: Broker,
+        source: TicketSource,
+        on_end: Callable[[int], None],
+    ) -> None:
+        self.pool = pool
+        self.settings = settings
+        self.device_name = choose_device(pool.device)
+        self.versions: list[Served] = versions_in(store, settings, models_of(settings, pool))
+        self.queues: list[ServedQueue] = queues_of(self.versions, capacity=pool.capacity)
+        self.meter = Meter()
+        self._store = store
+        self._broker = broker
+        self._source = source
+        self._on_end = on_end
+        self._stopping = threading.Event()
+        self._ending = threading.Lock()
+        self._drain: Drain | None = None
+        self._shares: dict[int, FairShare] = {}
+        objects = open_objects(settings)
+        self.pipeline = Pipeline(
+            store=store,
+            queues=self.queues,
+            device=self.device_name,
+            owner=self._register(),
+            retries=RetryPolicy(
+                base_seconds=settings.queues.retry_base_seconds, max_seconds=settings.queues.retry_max_seconds
+            ),
+            meter=self.meter,
+            fetch_for=lambda tenant_id: fetch_from(store, objects, tenant_id=tenant_id),
+            read_head=self._read_head,
+            hint=self._hint,
+            on_tickets_done=source.done,
+            on_crash=lambda stage, error: self.crash(f"stage {stage}: {type(error).__name__}"),
+        )
+        self.heartbeat = Heartbeat(
+            store=store,
+            pipeline=self.pipeline,
+            lease_seconds=settings.queues.lease_seconds,
+            register=self._register,
+            stats=self.stats,
+            beat=self._beat,
+        )
+        self._watchdog = Watchdog(
+            self.pipeline,
+            waiting_tickets=self._waiting_tickets,
+            reconnect=source.reconnect,
+            on_hang=self._hang,
+        )
+        self._speeds = SpeedReporter(store)
+        self._loader = Loader(
+            self.versions,
+            store=store,
+            device=self.device_name,
+            meter=self.meter,
+            on_loaded=self._loaded,
+            stopping=self._stopping,
+        )
+
+    @property
+    def queue_names(self) -> dict[int, str]:
+        """Queue id → its name in the broker."""
+        return {
+            queue.queue_id: queue_name(
+                queue.served.settings.name, queue.served.settings.version, Lane.FIRM if queue.is_firm else Lane.TOLERANT
+            )
+            for queue in self.queues
+        }
+
+    def start(self) -> None:
+        """Start every thread; models are loaded meanwhile."""
+        log_event(
+            log,
+            "consumer_started",
+            pool=self.pool.name,
+            device=self.device_name,
+            models=[served.name for served in self.versions],
+        )
+        self.pipeline.start()
+        for name, body in (("heartbeat", self.heartbeat.run), ("loader", self._loader.run)):
+            self.pipeline.spawn(name, body)
+
+    def stats(self) -> dict[str, Any]:
+        """What the heartbeat and remote control tell."""
+        for kind, size in self.pipeline.device.memory().items():
+            self.meter.metrics.device_memory_bytes.labels(kind).set(size)
+        stats = self.meter.stats(self.versions, stages=self.pipeline.stages())
+        stats["tickets"] = len(self.pipeline.inbox)
+        stats["broker"] = self._broker.is_up
+        return stats
+
+    # --- the end ---
+
+    def drain(self, *, reason: str, code: int = 0) -> None:
+        """Leave in order; a second call hurries. Returns at once: the end is told to `on_end`."""
+        with self._ending:
+            if self._drain is not None:
+                self._drain.hurry()
+                return
+            self._drain = Drain(
+                self.pipeline,
+                store=self._store,
+                broker=self._broker,
+                heartbeat=self.heartbeat,
+                meter=self.meter,
+                grace_seconds=self.pool.drain_seconds,
+                queue_names=self.queue_names,
+            )
+        self._stopping.set()
+        self._source.stop()
+        threading.Thread(target=self._leave, args=(self._drain, reason, code), name="batchyard-drain").start()
+
+    def crash(self, reason: str) -> None:
+        """Something is broken here: hand back what is held and end the process, for another to take over."""
+        log_event(log, "consumer_crashed", level=logging.ERROR, reason=reason)
+        self.drain(reason=reason, code=1)
+
+    def _leave(self, drain: Drain, reason: str, code: int) -> None:
+        try:
+            drain.run(reason=reason)
+            self._store.close()
+            self._broker.close()
+        except Exception as error:  # noqa: BLE001  the process ends whatever happens
+            log_event(log, "drain_failed", level=logging.ERROR, error=error)
+        finally:
+            self._on_end(code)
+
+    def _hang(self, running: Running) -> None:
+        """A forward pass beyond its limit: its only job fails with `timeout`; several run alone next time."""
+        batch = running.batch
+        limit = batch.served.settings.max_run_seconds
+        log_event(
+            log,
+            "forward_hangs",
+            level=logging.ERROR,
+            model=batch.served.name,
+            jobs=len(batch.jobs),
+            limit_seconds=limit,
+        )
+        try:
+            if len(batch.jobs) == 1:
+                error = ErrorInfo(code="timeout", message=f"the model ran for more than {limit:g} seconds")
+                self._store.finish([Outcome(batch.jobs[0], State.FAILED, error=error)], owner=batch.owner)
+            else:
+                self._store.release(batch.jobs, owner=batch.owner, crashed=True)
+        except BatchyardError as failed:
+            log_event(log, "hang_not_recorded", level=logging.ERROR, reason=failed.message)
+        self.crash("a forward pass did not end")
+        with self._ending:
+            if self._drain is not None:
+                self._drain.hurry()
+
+    # --- for the stages ---
+
+    def _register(self) -> int:
+        return self._store.register_consumer(
+            pool=self.pool.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self.device_name,
+            capacity=self.pool.capacity,
+            queue_ids=[queue.queue_id for queue in self.queues],
+            lease_ms=int(self.settings.queues.lease_seconds * 1000),
+        )
+
+    def _loaded(self, served: Served) -> None:
+        if self.heartbeat.state == "starting":
+            self.heartbeat.tell("ready")
+        self._source.refresh()
+        self.pipeline.inbox.changed.set()
+
+    def _beat(self) -> None:
+        """After every renewal."""
+        self._watchdog.check()
+        self._speeds.sample(busy_seconds=self.meter.busy_seconds, is_saturated=self.pipeline.is_saturated)
+        try:
+            self._speeds.report([served for served in self.versions if served.model is not None])
+        except Unavailable as away:
+            log_event(log, "speed_not_reported", level=logging.WARNING, reason=away.message)
+
+    def _waiting_tickets(self) -> int:
+        """Tickets in the broker's queues of loaded models; 0 while it is away."""
+        names = self.queue_names
+        try:
+            return sum(self._broker.depths([names[q.queue_id] for q in self.queues if q.served.model is not None]))
+        except BrokerDown:
+            return 0
+
+    def _hint(self, ids: Sequence[int]) -> None:
+        try:
+            self._broker.hint(ids)
+        except BrokerDown:
+            return  # whoever waits sweeps the database
+
+    def _read_head(self, queue_id: int, limit: int) -> Sequence[int]:
+        shown = min(limit, HEAD_JOBS)
+        lines = self._store.head(queue_id, after={}, limit=shown, urgent_before_ms=self._store.now_ms() + URGENT_MS)
+        share = self._shares.setdefault(queue_id, FairShare())
+        return choose(lines, jobs=limit, limit=shown, share=share).ids

@@ -1,0 +1,132 @@
+"""Leaving in order: stop claiming, hand back what has not started, finish what fits the grace, write, deregister."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from batchyard.broker import Broker
+from batchyard.errors import BrokerDown, Unavailable
+from batchyard.jobs import ClaimedJob
+from batchyard.store.base import JobStore
+from batchyard.telemetry import log_event
+from batchyard_consumers.heartbeat import Heartbeat
+from batchyard_consumers.meter import Meter
+from batchyard_consumers.pipeline import Handed, Pipeline
+
+STAGE_SECONDS = 1.0
+"""For a stage before the device to end: each does so after the piece in hand."""
+WRITE_SECONDS = 2.0
+"""Kept of the grace for writing what the device has computed."""
+PAUSE_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Drain:
+    """The end of one consumer. `run` is called once, on a thread of its own; `hurry` at any time."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        store: JobStore,
+        broker: Broker,
+        heartbeat: Heartbeat,
+        meter: Meter,
+        grace_seconds: float,
+        queue_names: dict[int, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pipeline = pipeline
+        self._store = store
+        self._broker = broker
+        self._heartbeat = heartbeat
+        self._meter = meter
+        self._grace = grace_seconds
+        self._queue_names = queue_names
+        self._clock = clock
+        self._hurry = threading.Event()
+        self._deadline = 0.0
+
+    def hurry(self) -> None:
+        """Wait for nothing more."""
+        self._hurry.set()
+
+    def run(self, *, reason: str) -> None:
+        """Take the consumer down; whatever cannot be done in time the lease and the reaper make good."""
+        started = self._clock()
+        self._deadline = started + self._grace
+        log_event(log, "drain_started", reason=reason, grace_seconds=self._grace, held=self._pipeline.holding.jobs)
+        self._heartbeat.tell("draining")
+        self._pipeline.stop_claiming()
+        self._hand_back(self._pipeline.take_unstarted(timeout=STAGE_SECONDS), preempted=False)
+        self._hand_back_tickets()
+        self._await_batch()
+        self._hand_back(self._pipeline.take_pooled(), preempted=False)
+        written = self._pipeline.finish_writing(timeout=max(WRITE_SECONDS, self._left()))
+        self._pipeline.hurry.set()
+        self._heartbeat.stop()
+        self._try(lambda: self._store.deregister(self._pipeline.owner))
+        log_event(log, "drain_finished", seconds=round(self._clock() - started, 3), all_written=written)
+
+    def _await_batch(self) -> None:
+        """Wait for the batch on the device where it is likely to end in time; else hand its jobs back at once."""
+        while (running := self._pipeline.device.running) is not None:
+            ends_at = running.since + (running.predicted_seconds or 0.0)
+            latest = self._deadline - WRITE_SECONDS
+            now = self._clock()
+            if self._hurry.is_set() or now >= latest or (running.predicted_seconds is not None and ends_at > latest):
+                # The pass goes on until the process ends; its late results are fenced.
+                self._hand_back([Handed(running.batch.owner, running.batch.jobs)], preempted=True)
+                return
+            if self._pipeline.finish_device(timeout=min(PAUSE_SECONDS, latest - now)):
+                return
+
+    def _hand_back(self, handed: Sequence[Handed], *, preempted: bool) -> None:
+        """Release jobs and ticket them again, so that another consumer has them within moments."""
+        for owner in dict.fromkeys(piece.owner for piece in handed):
+            jobs = [job for piece in handed if piece.owner == owner for job in piece.jobs]
+            if jobs:
+                self._try(lambda owner=owner, jobs=jobs: self._release(jobs, owner=owner, preempted=preempted))  # type: ignore[misc]
+
+    def _release(self, jobs: Sequence[ClaimedJob], *, owner: int, preempted: bool) -> None:
+        queued = set(self._store.release(jobs, owner=owner, preempted=preempted))
+        self._meter.metrics.released_jobs.labels("preempted" if preempted else "drain").inc(len(jobs))
+        by_queue: dict[int, list[int]] = {}
+        for job in jobs:
+            if job.id in queued:
+                by_queue.setdefault(job.queue_id, []).append(job.id)
+        log_event(log, "jobs_handed_back", jobs=len(queued), preempted=preempted)
+        self._ticket(by_queue)
+
+    def _hand_back_tickets(self) -> None:
+        """Tickets that were never claimed: on Redis they are in no list any more."""
+        by_queue: dict[int, list[int]] = {}
+        for ticket in self._pipeline.inbox.take_all():
+            by_queue.setdefault(ticket.queue_id, []).extend(ticket.ids)
+        self._ticket(by_queue)
+
+    def _ticket(self, by_queue: dict[int, list[int]]) -> None:
+        try:
+            self._broker.publish_many(
+                [(self._queue_names[queue_id], queue_id, ids) for queue_id, ids in by_queue.items()]
+            )
+        except BrokerDown as down:
+            log_event(log, "tickets_not_published", level=logging.WARNING, reason=down.message)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        """Do it, again and again while the database is away and time is left."""
+        while True:
+            try:
+                action()
+                return
+            except Unavailable as away:
+                log_event(log, "drain_waits", level=logging.WARNING, reason=away.message)
+            if self._left() <= 0 or self._hurry.wait(PAUSE_SECONDS):
+                return
+
+    def _left(self) -> float:
+        return 0.0 if self._hurry.is_set() else max(0.0, self._deadline - self._clock())

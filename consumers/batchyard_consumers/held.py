@@ -1,0 +1,160 @@
+"""The jobs that this consumer holds: how they travel from stage to stage, and how many it may hold."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchyard.jobs import ClaimedJob, Outcome
+from batchyard_consumers.batching import Reason
+from batchyard_consumers.served import Served
+
+MAX_AHEAD_SECONDS = 2.0
+"""Predicted device time that may be claimed beyond the next batch: what is claimed is out of reach of new replicas and
+of urgent jobs."""
+MIN_AHEAD_BATCHES = 2
+"""Claimed even where one batch takes longer than that: the next one, and one more to sort by length with."""
+MAX_AHEAD_BATCHES = 16
+"""A pool this deep sorts as well as a deeper one."""
+FEW_JOBS = 256
+"""Claimed ahead whatever the size of a batch, where the time allows it: a claim costs about as much for one job."""
+MAX_AHEAD_JOBS = 8192
+MAX_HELD_JOBS = 16_384
+MAX_HELD_BYTES = 256 * 1024 * 1024
+"""Of inputs."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Chunk:
+    """Jobs of one version as claimed together."""
+
+    served: Served
+    owner: int
+    """The registration under which they were claimed: it fences every later write."""
+    jobs: Sequence[ClaimedJob]
+    claimed_at: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Jobs that go through the device together; the sequences run side by side."""
+
+    served: Served
+    owner: int
+    jobs: list[ClaimedJob]
+    items: list[Any]
+    costs: list[int]
+    cost: int
+    padded_cost: int
+    reason: Reason
+    waited_seconds: float = 0.0
+    """From preparation to forming, of the job that waited longest."""
+    outputs: Any = None
+    seconds: float = 0.0
+    is_split: bool = False
+    """Part of a batch that failed: says nothing about speed."""
+
+    def halves(self) -> list[Batch]:
+        """The same jobs in two batches, the first half first."""
+        middle = len(self.jobs) // 2
+        return [self._slice(slice(0, middle)), self._slice(slice(middle, None))]
+
+    def _slice(self, part: slice) -> Batch:
+        costs = self.costs[part]
+        longest = max(costs)
+        return Batch(
+            served=self.served,
+            owner=self.owner,
+            jobs=self.jobs[part],
+            items=self.items[part],
+            costs=costs,
+            cost=sum(costs),
+            padded_cost=longest * len(costs),
+            reason=self.reason,
+            is_split=True,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Finished:
+    """Outcomes on their way to the database."""
+
+    owner: int
+    outcomes: Sequence[Outcome]
+
+
+def ahead_limit(*, batch_jobs: int, seconds_per_job: float | None, other_seconds: float) -> int:
+    """How many jobs of a version may be claimed and not yet be in a batch.
+
+    `other_seconds` is the device time that other versions' claimed jobs take. Before anything is known of a version's
+    speed, a few batches.
+    """
+    few = MIN_AHEAD_BATCHES * batch_jobs
+    if seconds_per_job is None:
+        return min(few, MAX_AHEAD_JOBS)
+    by_time = batch_jobs + int(max(0.0, MAX_AHEAD_SECONDS - other_seconds) / seconds_per_job)
+    by_depth = max(MAX_AHEAD_BATCHES * batch_jobs, FEW_JOBS)
+    return min(max(few, min(by_time, by_depth)), MAX_AHEAD_JOBS)
+
+
+@dataclass
+class Holding:
+    """Counts what is held, from claim to persisted outcome. Thread-safe."""
+
+    changed: threading.Event = field(default_factory=threading.Event)
+    """Set when there is more room than before; the claiming thread waits for it."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ahead: dict[str, int] = field(default_factory=dict)
+    _jobs: int = 0
+    _bytes: int = 0
+    """Of inputs; shrinks by the mean, so that nothing is measured twice."""
+    _mean_bytes: float = 256.0
+
+    @property
+    def jobs(self) -> int:
+        """Claimed and not yet persisted."""
+        return self._jobs
+
+    def ahead(self, served: Served) -> int:
+        """Jobs of a version that are claimed and not yet in a batch."""
+        return self._ahead.get(served.name, 0)
+
+    def room(self, served: Served, versions: Sequence[Served]) -> int:
+        """How many more jobs of this version may be claimed now."""
+        with self._lock:
+            others = sum(
+                self._ahead.get(other.name, 0) * (other.speed.seconds_per_job or 0.0)
+                for other in versions
+                if other is not served
+            )
+            limit = ahead_limit(
+                batch_jobs=served.speed.batch_jobs,
+                seconds_per_job=served.speed.seconds_per_job,
+                other_seconds=others,
+            )
+            by_bytes = int((MAX_HELD_BYTES - self._bytes) / self._mean_bytes)
+            return max(0, min(limit - self._ahead.get(served.name, 0), MAX_HELD_JOBS - self._jobs, by_bytes))
+
+    def claimed(self, served: Served, jobs: Sequence[ClaimedJob]) -> None:
+        size = sum([len(job.input) for job in jobs])
+        with self._lock:
+            self._ahead[served.name] = self._ahead.get(served.name, 0) + len(jobs)
+            self._jobs += len(jobs)
+            self._bytes += size
+            self._mean_bytes += 0.2 * (max(1.0, size / len(jobs)) - self._mean_bytes)
+
+    def left_pool(self, served: Served, count: int) -> None:
+        """Jobs went into a batch, or failed before one."""
+        with self._lock:
+            self._ahead[served.name] -= count
+        self.changed.set()
+
+    def let_go(self, count: int) -> None:
+        """Jobs were persisted, handed back or dropped."""
+        with self._lock:
+            if self._jobs:
+                self._bytes -= self._bytes * count // self._jobs
+            self._jobs -= count
+        self.changed.set()

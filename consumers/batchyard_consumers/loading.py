@@ -1,0 +1,168 @@
+"""Brings models into memory, one after the other, and tells the database what was found.
+
+A model that cannot load does not stop the others: its queues are not claimed, the reason is stored for `status`, and it
+is tried again with a growing pause.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from batchyard.errors import BatchyardError, ModelLoadError, Unavailable
+from batchyard.inputs import Validator
+from batchyard.interpreter import answer_promptly
+from batchyard.model import Model
+from batchyard.store.base import JobStore
+from batchyard.telemetry import log_event
+from batchyard_consumers.device import run_alone
+from batchyard_consumers.meter import Meter
+from batchyard_consumers.runtimes import make_model, words
+from batchyard_consumers.runtimes.sources import digest_of
+from batchyard_consumers.served import Served
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
+WARM_UP_SECONDS = 1.0
+"""Spent on measuring a model before its first job; the rest is learned from real batches."""
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Loads the versions that a consumer serves; `run` is the body of its thread."""
+
+    def __init__(
+        self,
+        versions: Sequence[Served],
+        *,
+        store: JobStore,
+        device: str,
+        meter: Meter,
+        on_loaded: Callable[[Served], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._versions = versions
+        self._store = store
+        self._device = device
+        self._meter = meter
+        self._on_loaded = on_loaded
+        self._stopping = stopping
+
+    def run(self) -> None:
+        """Load until every version is loaded or the consumer ends."""
+        waiting = list(self._versions)
+        pause = FIRST_PAUSE_SECONDS
+        while waiting:
+            waiting = [served for served in waiting if not self._stopping.is_set() and not self._attempt(served)]
+            if not waiting or self._stopping.wait(pause):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _attempt(self, served: Served) -> bool:
+        """Load and report one version; whether it serves now."""
+        try:
+            load(served, device=self._device, report=lambda *found: self._report(served, *found))
+        except Unavailable as away:
+            log_event(log, "model_report_failed", level=logging.WARNING, model=served.name, reason=away.message)
+            return False
+        except BatchyardError as error:
+            self._failed(served, error)
+            return False
+        answer_promptly()
+        self._meter.metrics.model_resident.labels(served.name).set(1)
+        self._meter.metrics.model_load_seconds.labels(served.name).set(served.load_seconds)
+        log_event(
+            log,
+            "model_loaded",
+            model=served.name,
+            device=self._device,
+            seconds=round(served.load_seconds, 3),
+            budget=served.speed.budget,
+        )
+        self._on_loaded(served)
+        return True
+
+    def _report(self, served: Served, model: Model, digest: str, load_seconds: float) -> None:
+        self._store.report_version(
+            served.version_id,
+            digest=digest,
+            input_schema=model.input_schema,
+            cost_unit=model.cost_unit,
+            load_seconds=load_seconds,
+        )
+
+    def _failed(self, served: Served, error: BatchyardError) -> None:
+        served.load_error = error.message
+        self._meter.metrics.model_resident.labels(served.name).set(0)
+        self._meter.metrics.model_load_failures.labels(served.name).inc()
+        log_event(
+            log,
+            "model_load_failed",
+            level=logging.ERROR,
+            model=served.name,
+            reason=error.message,
+            error=error.__cause__,
+        )
+        try:
+            self._store.report_load_error(served.version_id, message=error.message)
+        except Unavailable as away:
+            log_event(log, "model_report_failed", level=logging.WARNING, model=served.name, reason=away.message)
+
+
+Report = Callable[[Model, str, float], None]
+"""Told the loaded model, its digest and the seconds it took; raises where the version may not serve."""
+
+
+def load(served: Served, *, device: str, report: Report) -> None:
+    """Load, warm and install one version. ModelLoadError, or what `report` raises."""
+    model = make_model(served.settings)
+    # Hashing releases the interpreter's lock: on a second core it costs no time.
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as aside:
+        digest: Future[str] = aside.submit(digest_of, served.settings, model)
+        started = time.perf_counter()
+        try:
+            model.load(device)
+        except Exception as error:  # a model may raise anything; it is named and the others go on
+            raise ModelLoadError(f"{served.name} cannot load: {words(error)}") from error
+        seconds = time.perf_counter() - started
+        try:
+            found = digest.result()
+        except OSError as error:
+            raise ModelLoadError(f"{served.name}: its files cannot be read: {words(error)}") from error
+    served.validator = _validator(served, model)
+    try:
+        _warm(served, model, device)
+    except Exception as error:  # as above
+        raise ModelLoadError(f"{served.name} loads, but its first batch fails: {words(error)}") from error
+    report(model, found, seconds)
+    served.install(model, load_seconds=seconds)
+
+
+def _validator(served: Served, model: Model) -> Validator | None:
+    if not model.input_schema:
+        return None
+    try:
+        return Validator(model.input_schema)
+    except ValueError as error:
+        raise ModelLoadError(f"{served.name}: its input_schema is no JSON Schema: {error}") from error
+
+
+def _warm(served: Served, model: Model, device: str) -> None:
+    """Run samples of growing size where the model has any: the first batches cost more than all later ones."""
+    samples: Any = getattr(model, "samples", None)
+    if samples is None:
+        return
+    give_up = time.perf_counter() + WARM_UP_SECONDS
+    items = samples(1)
+    served.speed.expect(mean_cost=model.cost(items[0]))
+    run_alone(model, items, device)
+    while not served.speed.is_settled and time.perf_counter() < give_up:
+        items = samples(served.speed.budget)
+        costs = [model.cost(item) for item in items]
+        seconds = run_alone(model, items, device)
+        padded = max(costs) * len(costs)
+        served.speed.observe(padded_cost=padded, cost=sum(costs), jobs=len(items), seconds=seconds)

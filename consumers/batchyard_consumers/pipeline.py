@@ -1,0 +1,227 @@
+"""The stages and the bounded channels between them.
+
+    claim → chunks → preprocess (two threads) → pools → device → outputs → postprocess → finished → persist
+
+Jobs travel in lists. What a stage may take in is bounded by `Holding` at the claim and by each channel after it, so
+that a slow stage stops the ones before it. A thread never just dies: what it raises ends the process (`on_crash`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from batchyard.jobs import ClaimedJob, Outcome, State
+from batchyard.store.base import JobStore
+from batchyard.telemetry import log_event
+from batchyard_consumers.channels import Channel, Closed
+from batchyard_consumers.claiming import Claimer, HeadReader, HeldTicket, Inbox, ServedQueue
+from batchyard_consumers.device import Device
+from batchyard_consumers.held import Batch, Chunk, Finished, Holding
+from batchyard_consumers.meter import Meter
+from batchyard_consumers.persisting import MAX_ROWS, Persister
+from batchyard_consumers.pools import Pools
+from batchyard_consumers.postprocessing import Postprocessor
+from batchyard_consumers.preparing import FetchFor, Preparer
+from batchyard_consumers.retries import RetryPolicy
+from batchyard_consumers.served import Served
+
+PREPROCESS_THREADS = 2
+CLAIMED_CHUNKS = 64
+BATCHES_BEHIND_DEVICE = 2
+
+log = logging.getLogger(__name__)
+
+
+class Handed(NamedTuple):
+    """Jobs that were taken out of the pipeline, with the owner that they were claimed under."""
+
+    owner: int
+    jobs: list[ClaimedJob]
+
+
+class Pipeline:
+    """All stages of one consumer."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        queues: Sequence[ServedQueue],
+        device: str,
+        owner: int,
+        retries: RetryPolicy,
+        meter: Meter,
+        fetch_for: FetchFor,
+        read_head: HeadReader,
+        hint: Callable[[Sequence[int]], None],
+        on_tickets_done: Callable[[Sequence[HeldTicket]], None],
+        on_crash: Callable[[str, BaseException], None],
+    ) -> None:
+        self.owner = owner
+        self.versions: list[Served] = list({id(queue.served): queue.served for queue in queues}.values())
+        self.holding = Holding()
+        self.inbox = Inbox(self.holding.changed)
+        self.hurry = threading.Event()
+        """Set when nothing may wait any more."""
+        self._on_crash = on_crash
+        self._chunks: Channel[Chunk] = Channel(limit=CLAIMED_CHUNKS)
+        self._outputs: Channel[Batch] = Channel(limit=BATCHES_BEHIND_DEVICE)
+        self._finished: Channel[Finished] = Channel(limit=2 * MAX_ROWS, weigh=lambda chunk: len(chunk.outcomes))
+        self._pools = Pools(self.versions, holding=self.holding, owner=owner, now_ms=store.now_ms)
+        self.claimer = Claimer(
+            store=store,
+            queues=queues,
+            inbox=self.inbox,
+            chunks=self._chunks,
+            holding=self.holding,
+            meter=meter,
+            owner=lambda: self.owner,
+            read_head=read_head,
+            on_done=on_tickets_done,
+        )
+        self._preparer = Preparer(
+            chunks=self._chunks,
+            pools=self._pools,
+            finished=self._finished,
+            holding=self.holding,
+            retries=retries,
+            fetch_for=fetch_for,
+            meter=meter,
+        )
+        self.device = Device(
+            name=device, pools=self._pools, outputs=self._outputs, finished=self._finished, retries=retries, meter=meter
+        )
+        self._postprocessor = Postprocessor(
+            outputs=self._outputs, finished=self._finished, device=self.device, retries=retries, meter=meter
+        )
+        self.persister = Persister(
+            store=store, finished=self._finished, holding=self.holding, meter=meter, hint=hint, hurry=self.hurry
+        )
+        self._threads = {
+            "claim": self._thread("claim", self.claimer.run),
+            **{
+                f"preprocess-{n}": self._thread(f"preprocess-{n}", self._preparer.run)
+                for n in range(PREPROCESS_THREADS)
+            },
+            "device": self._thread("device", self.device.run),
+            "postprocess": self._thread("postprocess", self._postprocessor.run),
+            "persist": self._thread("persist", self.persister.run),
+        }
+
+    def start(self) -> None:
+        for thread in self._threads.values():
+            thread.start()
+
+    def spawn(self, name: str, body: Callable[[], None]) -> None:
+        """Run one more thread that may not just die."""
+        self._threads[name] = self._thread(name, body)
+        self._threads[name].start()
+
+    def stages(self) -> dict[str, int]:
+        """Jobs held, by stage; read without a lock, so they need not add up exactly."""
+        running = self.device.running
+        on_device = 0 if running is None else len(running.batch.jobs)
+        held, pooled, finished = (
+            self.holding.jobs,
+            self._pools.jobs,
+            self._finished.weight + self.persister.pending_jobs,
+        )
+        ahead = sum(self.holding.ahead(served) for served in self.versions)
+        return {
+            "preprocess": max(0, ahead - pooled),
+            "pool": pooled,
+            "device": on_device,
+            "postprocess": max(0, held - ahead - on_device - finished),
+            "persist": finished,
+        }
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether more work is at hand than the stages have taken in."""
+        return len(self.inbox) > 0 or self._pools.jobs > 0
+
+    def cancel(self, ids: frozenset[int]) -> None:
+        """Drop jobs whose cancellation was asked for, as far as they wait for the device; the others are written as
+        cancelled by the store when they finish."""
+        dropped = self._pools.drop(ids)
+        for served, entry in dropped:
+            self.holding.left_pool(served, 1)
+            outcome = Outcome(entry[2], State.CANCELLED, cost=entry[0])
+            # Never waiting: this is the heartbeat's thread, and the lease matters more than a full channel.
+            self._finished.put(Finished(owner=self.owner, outcomes=[outcome]), at_once=True)
+
+    def restart(self, owner: int) -> None:
+        """The registration is over: forget everything held and go on under a new one.
+
+        What is on the device or behind it runs to its end; its writes are fenced by the old owner and change nothing.
+        """
+        for chunk in self._chunks.take_all():
+            self._forget(chunk.served, chunk.jobs, was_batched=False)
+        self.owner = owner
+        for served, jobs, was_batched in self._pools.take_all(owner=owner):
+            self._forget(served, jobs, was_batched=was_batched)
+        self.inbox.changed.set()
+
+    # --- the end ---
+
+    def stop_claiming(self) -> None:
+        self.claimer.stop()
+
+    def take_unstarted(self, *, timeout: float) -> list[Handed]:
+        """Close the stages before the device and take what they hold. Call once, after `stop_claiming`."""
+        self._join("claim", timeout=timeout)
+        handed: list[Handed] = []
+        for chunk in self._chunks.take_all():
+            self._forget(chunk.served, chunk.jobs, was_batched=False)
+            handed.append(Handed(chunk.owner, list(chunk.jobs)))
+        self._chunks.close()
+        self._pools.close()
+        for number in range(PREPROCESS_THREADS):
+            self._join(f"preprocess-{number}", timeout=timeout)
+        handed += [Handed(owner, list(jobs)) for owner, jobs in self._preparer.returned]
+        return handed + self.take_pooled()
+
+    def take_pooled(self) -> list[Handed]:
+        """What waits for the device."""
+        handed: list[Handed] = []
+        for served, jobs, was_batched in self._pools.take_all():
+            self._forget(served, jobs, was_batched=was_batched)
+            handed.append(Handed(self.owner, jobs))
+        return handed
+
+    def finish_device(self, *, timeout: float) -> bool:
+        """Wait for the batch on the device; whether it ended."""
+        return self._join("device", timeout=timeout)
+
+    def finish_writing(self, *, timeout: float) -> bool:
+        """Let everything behind the device be written; whether it was."""
+        self._outputs.close()
+        was_encoded = self._join("postprocess", timeout=timeout)
+        self._finished.close()
+        return self._join("persist", timeout=timeout) and was_encoded
+
+    def _forget(self, served: Served, jobs: Sequence[ClaimedJob], *, was_batched: bool) -> None:
+        if not was_batched:
+            self.holding.left_pool(served, len(jobs))
+        self.holding.let_go(len(jobs))
+
+    def _join(self, name: str, *, timeout: float) -> bool:
+        thread = self._threads[name]
+        if thread.ident is not None:
+            thread.join(max(0.0, timeout))
+        return not thread.is_alive()
+
+    def _thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                body()
+            except Closed:
+                return
+            except BaseException as error:  # noqa: BLE001  whatever it is, the process must not go on without the stage
+                log_event(log, "stage_crashed", level=logging.ERROR, error=error, stage=name)
+                self._on_crash(name, error)
+
+        return threading.Thread(target=guarded, name=f"batchyard-{name}", daemon=True)

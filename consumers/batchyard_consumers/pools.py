@@ -1,0 +1,203 @@
+"""Where prepared jobs wait for the device: one pool a version, and whose batch is next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from batchyard.jobs import ClaimedJob, Lane
+from batchyard_consumers.batching import Entry, Formed, Limits, Pool, Standing, Turns, patience_seconds
+from batchyard_consumers.channels import Closed
+from batchyard_consumers.held import Batch, Holding
+from batchyard_consumers.served import Served
+
+AGE_CAP_SECONDS, SWEEPS = 3.0, 3.0
+"""A job older than this, or than so many sweeps over its pool, goes next."""
+FIRM_RANK = 1000
+"""Above every priority: firm work goes before tolerant work."""
+
+
+class Pools:
+    """Filled by the preprocessing threads, emptied by the device's thread."""
+
+    def __init__(
+        self,
+        versions: Sequence[Served],
+        *,
+        holding: Holding,
+        owner: int,
+        now_ms: Callable[[], int],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        firm = {served.queue_ids[Lane.FIRM] for served in versions}
+        self._versions = {served.name: served for served in versions}
+        self._pools = {served.name: Pool(rank=_rank_by(firm), age_cap_seconds=AGE_CAP_SECONDS) for served in versions}
+        self._turns = Turns()
+        self._again: deque[Batch] = deque()
+        self._holding = holding
+        self._owner = owner
+        self._now_ms = now_ms
+        self._clock_ns = clock_ns
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    def add(
+        self, served: Served, jobs: Sequence[ClaimedJob], items: Sequence[Any], costs: Sequence[int], *, owner: int
+    ) -> bool:
+        """Take in prepared jobs; False where they were claimed under a registration that is over."""
+        with self._changed:
+            if owner != self._owner or self._is_closed:
+                return False
+            self._pools[served.name].add(jobs, items, costs, now_ns=self._clock_ns())
+            self._changed.notify()
+            return True
+
+    def put_back(self, batches: Sequence[Batch]) -> None:
+        """The parts of a batch that failed, in order: they run before anything else, to find out whose fault it was."""
+        with self._changed:
+            self._again.extendleft(reversed(batches))
+            self._changed.notify()
+
+    def next(self) -> Batch:
+        """Wait for the next batch. Raises Closed."""
+        waited_for: str | None = None
+        with self._changed:
+            while True:
+                if self._is_closed:
+                    raise Closed
+                if self._again:
+                    return self._again.popleft()
+                served = self._choose()
+                if served is None:
+                    self._changed.wait()
+                    continue
+                patience = 0.0 if waited_for == served.name else self._patience(served)
+                if patience > 0 and self._wait_for_more(served, patience):
+                    continue
+                waited_for = served.name
+                batch = self._form(served)
+                if batch is not None:
+                    return batch
+
+    def charge(self, served: Served, *, seconds: float) -> None:
+        """Note what a version's batch took of the device."""
+        with self._changed:
+            self._turns.charge(served.name, seconds=seconds)
+
+    def drop(self, ids: frozenset[int]) -> list[tuple[Served, Entry]]:
+        """Take jobs out that are not wanted any more."""
+        with self._changed:
+            return [(served, entry) for name, served in self._versions.items() for entry in self._pools[name].drop(ids)]
+
+    def take_all(self, *, owner: int | None = None) -> list[tuple[Served, list[ClaimedJob], bool]]:
+        """Empty everything; with `owner`, go on under a new registration.
+
+        Answers the jobs by version, and whether they had left the pool (parts of a failed batch).
+        """
+        with self._changed:
+            taken = [
+                (served, [entry[2] for entry in entries], False)
+                for name, served in self._versions.items()
+                if (entries := self._pools[name].take_all())
+            ]
+            taken += [(batch.served, batch.jobs, True) for batch in self._again]
+            self._again.clear()
+            if owner is not None:
+                self._owner = owner
+            return taken
+
+    def close(self) -> None:
+        """`next` raises Closed from here on, and nothing more is taken in; what is held stays for `take_all`."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
+    def jobs(self) -> int:
+        """How many wait."""
+        return sum(len(pool) for pool in self._pools.values()) + sum(len(batch.jobs) for batch in self._again)
+
+    def _choose(self) -> Served | None:
+        now_ns = self._clock_ns()
+        standings = [
+            Standing(
+                key=name,
+                is_firm=pool.holds_rank_above(FIRM_RANK - 1),
+                is_overdue=(oldest := pool.oldest_ns()) is not None and now_ns - oldest > AGE_CAP_SECONDS * 1e9,
+            )
+            for name, pool in self._pools.items()
+            if len(pool)
+        ]
+        key = self._turns.pick(standings)
+        return None if key is None else self._versions[key]
+
+    def _patience(self, served: Served) -> float:
+        pool, speed = self._pools[served.name], served.speed
+        return patience_seconds(
+            waiting_cost=pool.cost,
+            budget=speed.budget,
+            on_their_way=self._holding.ahead(served) - len(pool),
+            is_firm=pool.holds_rank_above(FIRM_RANK - 1),
+            predicted_seconds=speed.seconds_for(pool.cost),
+        )
+
+    def _wait_for_more(self, served: Served, patience: float) -> bool:
+        """Wait for jobs that are being prepared; true where the choice should be made anew."""
+        give_up = self._clock_ns() + int(patience * 1e9)
+        while not self._is_closed and not self._again:
+            left = (give_up - self._clock_ns()) / 1e9
+            if left <= 0 or self._patience(served) == 0.0:
+                return False
+            self._changed.wait(left)
+        return True
+
+    def _form(self, served: Served) -> Batch | None:
+        speed, now_ns = served.speed, self._clock_ns()
+        limits = Limits(
+            budget=speed.budget,
+            max_jobs=speed.max_batch_jobs,
+            padded=served.pads,
+            overhead_cost=speed.overhead_cost(),
+        )
+        pool = self._pools[served.name]
+        # A sweep over what is held takes its time; only what it passes over twice is old.
+        pool.age_cap_seconds = max(AGE_CAP_SECONDS, SWEEPS * (speed.seconds_for(pool.cost) or 0.0))
+        formed = pool.form(limits, now_ns=now_ns, now_ms=self._now_ms())
+        if formed is None:
+            return None
+        self._holding.left_pool(served, len(formed.entries))
+        return _batch(served, formed, owner=self._owner, now_ns=now_ns)
+
+
+def _batch(served: Served, formed: Formed, *, owner: int, now_ns: int) -> Batch:
+    costs, arrivals, jobs, items = zip(*formed.entries, strict=True)
+    return Batch(
+        served=served,
+        owner=owner,
+        jobs=list(jobs),
+        items=list(items),
+        costs=list(costs),
+        cost=formed.cost,
+        padded_cost=formed.padded_cost,
+        reason=formed.reason,
+        waited_seconds=(now_ns - min(arrivals)) / 1e9,
+    )
+
+
+def _rank_by(firm_queues: set[int]) -> Callable[[ClaimedJob], int]:
+    def rank(job: ClaimedJob) -> int:
+        return job.priority + (FIRM_RANK if job.queue_id in firm_queues else 0)
+
+    return rank
+
+
+def by_queue(versions: Sequence[Served]) -> Mapping[int, Served]:
+    """Queue id → the version that it belongs to."""
+    return {queue_id: served for served in versions for queue_id in served.queue_ids.values()}

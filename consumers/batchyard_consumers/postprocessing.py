@@ -1,0 +1,92 @@
+"""Outputs become results, encoded as they will be stored."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from batchyard.errors import BadOutput
+from batchyard.jobs import Outcome, State
+from batchyard.results import encode_all
+from batchyard_consumers.channels import Channel
+from batchyard_consumers.failures import FailureLog, describe
+from batchyard_consumers.held import Batch, Finished
+from batchyard_consumers.meter import Meter
+from batchyard_consumers.retries import RetryPolicy
+
+
+class Splitter(Protocol):
+    """Where a batch goes whose postprocess failed; see `Device.fail`."""
+
+    def fail(self, batch: Batch, error: Exception) -> None: ...
+
+
+class Postprocessor:
+    """The stage behind the device; `run` is the body of its thread."""
+
+    def __init__(
+        self,
+        *,
+        outputs: Channel[Batch],
+        finished: Channel[Finished],
+        device: Splitter,
+        retries: RetryPolicy,
+        meter: Meter,
+    ) -> None:
+        self._outputs = outputs
+        self._finished = finished
+        self._device = device
+        self._retries = retries
+        self._meter = meter
+        self._failures = FailureLog()
+
+    def run(self) -> None:
+        """Work until the channel is closed and empty (raises Closed)."""
+        while True:
+            batch = self._outputs.take()
+            if batch is not None:
+                self._finish(batch)
+
+    def _finish(self, batch: Batch) -> None:
+        started = time.perf_counter()
+        try:
+            results = self._results(batch)
+        except Exception as error:  # noqa: BLE001  a model may raise anything; it fails jobs, not the stage
+            self._failures.note(model=batch.served.name, stage="postprocess", error=error)
+            failure = error
+        else:
+            outcomes = self._outcomes(batch, encode_all(results))
+            seconds = time.perf_counter() - started
+            self._meter.metrics.postprocess_seconds.labels(batch.served.name).observe(seconds)
+            self._finished.put(Finished(owner=batch.owner, outcomes=outcomes))
+            return
+        batch.outputs = None
+        self._device.fail(batch, failure)
+
+    def _results(self, batch: Batch) -> Any:
+        """One result for each job: a sequence, or an array or tensor whose rows they are."""
+        model = batch.served.model
+        assert model is not None
+        results = model.postprocess(batch.outputs)
+        batch.outputs = None
+        if not hasattr(results, "__len__"):
+            results = list(results)
+        if len(results) != len(batch.jobs):
+            raise BadOutput(f"the model returned {len(results)} results for {len(batch.jobs)} inputs")
+        return results
+
+    def _outcomes(self, batch: Batch, encoded: list[tuple[int, bytes] | BadOutput]) -> list[Outcome]:
+        unit_us = batch.seconds * 1e6 / batch.cost
+        succeeded = State.SUCCEEDED
+        outcomes: list[Outcome] = []
+        failed = 0
+        for job, cost, row in zip(batch.jobs, batch.costs, encoded, strict=True):
+            if isinstance(row, tuple):
+                outcomes.append(Outcome(job, succeeded, row[1], row[0], None, cost, int(cost * unit_us)))
+            else:
+                failed += 1
+                outcomes.append(self._retries.outcome(job, describe(row)))
+        self._meter.finished(batch.served, succeeded, len(outcomes) - failed)
+        if failed:
+            self._meter.finished(batch.served, State.FAILED, failed)
+        return outcomes

@@ -1,0 +1,60 @@
+"""How a model gets into memory: the runtimes by name, and a user's own class by dotted path.
+
+To add a runtime, write a `Model` subclass in a module of this package and name it in RUNTIMES. Beyond what `Model`
+says a runtime may define
+
+- `pads = False`: a batch costs the sum of its items, not the longest times their number;
+- `samples(cost) -> list`: items to warm up with, of about that cost together.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from batchyard.errors import BatchyardError, ModelLoadError
+from batchyard.model import Model
+from batchyard.settings import ModelSettings
+from batchyard_consumers.runtimes.sources import resolve_source
+
+RUNTIMES = {"sentence-transformers": "batchyard_consumers.runtimes.embeddings:SentenceEmbeddings"}
+"""Name in `batchyard.toml` → where the class is; imported when first used."""
+
+
+def find_model(settings: ModelSettings) -> type[Model]:
+    """The class that `runtime` names. ModelLoadError says what is wrong and what is allowed."""
+    path = RUNTIMES.get(settings.runtime, settings.runtime)
+    module_name, colon, class_name = path.partition(":")
+    if not colon:
+        allowed = ", ".join(sorted(RUNTIMES))
+        raise ModelLoadError(
+            f'{settings.qualified}: runtime is {settings.runtime!r}; allowed are {allowed}, or "package.module:Class"'
+        )
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in class_name.split("."):
+            found = getattr(found, name)
+    except Exception as error:  # a user's module may raise anything when it is imported
+        raise ModelLoadError(f"{settings.qualified}: cannot import {path}: {words(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise ModelLoadError(f"{settings.qualified}: {path} is not a subclass of batchyard.model.Model")
+    return found
+
+
+def make_model(settings: ModelSettings) -> Model:
+    """An instance, told its source and options, not yet loaded. ModelLoadError."""
+    kind = find_model(settings)
+    try:
+        model = kind()
+    except Exception as error:  # a user's class may raise anything
+        raise ModelLoadError(f"{settings.qualified}: {kind.__qualname__}() raised {words(error)}") from error
+    model.source = resolve_source(settings.source, model=settings.qualified)
+    model.options = dict(settings.options)
+    return model
+
+
+def words(error: BaseException) -> str:
+    """An exception in a line, for people."""
+    if isinstance(error, BatchyardError):
+        return error.message
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,171 @@
+"""The runtime `sentence-transformers`: texts to embeddings, the same rows as the library's own `encode`.
+
+Items are token ids made on CPU threads, so that the device's thread only pads and computes. A model whose first module
+is not a plain text transformer goes the library's own way at forward, with its text as the item.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from batchyard.errors import InvalidInput
+from batchyard.model import Model
+from batchyard_consumers.runtimes.sources import is_local
+
+SAMPLE_TOKENS = 32
+
+
+class SentenceEmbeddings(Model):
+    """One text in, one float32 vector out, normalised where the model's modules say so.
+
+    Options: `prompt` or `prompt_name` (as for `encode`), `truncate_dim`, `normalize`, `max_seq_length`, `revision`,
+    `trust_remote_code`. A job's params may hold `prompt` or `prompt_name`.
+    """
+
+    input_schema: ClassVar[dict[str, Any]] = {"type": "string"}
+    cost_unit: ClassVar[str] = "tokens"
+
+    _encoder: Any
+    _tokenizer: Any = None
+    """Set where texts are turned into tokens here; the copies in `_local` are used, one a thread."""
+    _device: str
+    _pad_id: int
+    _max_tokens: int
+    _feature_names: frozenset[str]
+    _truncate_dim: int | None
+
+    def load(self, device: str) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        options = self.options
+        self._encoder = SentenceTransformer(
+            self.source,
+            device=device,
+            local_files_only=is_local(self.source),
+            revision=options.get("revision"),
+            trust_remote_code=bool(options.get("trust_remote_code", False)),
+            truncate_dim=options.get("truncate_dim"),
+        )
+        self._encoder.eval()
+        if "max_seq_length" in options:
+            self._encoder.max_seq_length = int(options["max_seq_length"])
+        self._device = device
+        self._truncate_dim = self._encoder.truncate_dim
+        self._local = threading.local()
+        if _is_plain_text(self._encoder):
+            self._adopt_tokenizer(self._encoder.tokenizer)
+
+    def _adopt_tokenizer(self, tokenizer: Any) -> None:
+        limit = self._encoder.max_seq_length
+        self._max_tokens = min(limit or tokenizer.model_max_length, tokenizer.model_max_length)
+        self._pad_id = tokenizer.pad_token_id or 0
+        self._feature_names = frozenset(tokenizer.model_input_names)
+        backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.enable_truncation(self._max_tokens)
+        self._tokenizer = backend
+
+    def preprocess(self, inputs: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
+        texts = [text if isinstance(text, str) else None for text in inputs]
+        prompt = self._prompt(params)
+        good = [prompt + text for text in texts if text is not None]
+        prepared = iter(self._tokenize(good) if self._tokenizer is not None else good)
+        return [
+            next(prepared) if text is not None else InvalidInput(f"an input is a string, not {_json_kind(given)}")
+            for text, given in zip(texts, inputs, strict=True)
+        ]
+
+    def cost(self, item: Any) -> int:
+        # About four characters make a token, where the library does the tokenizing.
+        return len(item) if self._tokenizer is not None else len(item) // 4 + 1
+
+    def forward(self, items: Sequence[Any]) -> torch.Tensor:
+        """[batch, dimension], float32, on the CPU."""
+        features = self._padded(items) if self._tokenizer is not None else self._by_library(items)
+        embeddings = self._encoder(features)["sentence_embedding"]
+        if self._truncate_dim is not None:
+            embeddings = embeddings[..., : self._truncate_dim]
+        if self.options.get("normalize", False):
+            embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
+        result: torch.Tensor = embeddings.float().cpu()
+        return result
+
+    def samples(self, cost: int) -> list[Any]:
+        """Items to warm up with."""
+        if self._tokenizer is None:
+            return ["a sample " * (SAMPLE_TOKENS // 2)] * max(1, cost // SAMPLE_TOKENS)
+        return [np.full(SAMPLE_TOKENS, self._pad_id, dtype=np.int64)] * max(1, cost // SAMPLE_TOKENS)
+
+    def _tokenize(self, texts: list[str]) -> list[Any]:
+        tokenizer = getattr(self._local, "tokenizer", None)
+        if tokenizer is None:
+            # Fast tokenizers are not made for several threads at once.
+            tokenizer = self._local.tokenizer = copy.deepcopy(self._tokenizer)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in tokenizer.encode_batch_fast(texts)]
+
+    def _padded(self, items: Sequence[Any]) -> dict[str, Any]:
+        lengths = [len(ids) for ids in items]
+        shape = (len(items), max(lengths))
+        tokens = np.full(shape, self._pad_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=np.int64)
+        for row, (ids, length) in enumerate(zip(items, lengths, strict=True)):
+            tokens[row, :length] = ids
+            mask[row, :length] = 1
+        features = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
+        if "token_type_ids" in self._feature_names:
+            features["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
+        moved: dict[str, Any] = {name: tensor.to(self._device, non_blocking=True) for name, tensor in features.items()}
+        moved["modality"] = "text"
+        return moved
+
+    def _by_library(self, texts: Sequence[str]) -> dict[str, Any]:
+        features = self._encoder.preprocess(list(texts))
+        return {name: v.to(self._device) if isinstance(v, torch.Tensor) else v for name, v in features.items()}
+
+    def _prompt(self, params: dict[str, Any]) -> str:
+        """The text put before every input: as the job asks, else as the options do, else the model's default."""
+        for given in (params, self.options):
+            if isinstance(given.get("prompt"), str):
+                return str(given["prompt"])
+            if given.get("prompt_name") is not None:
+                return self._named_prompt(given["prompt_name"])
+        default = self._encoder.default_prompt_name
+        return str(self._encoder.prompts.get(default) or "") if default is not None else ""
+
+    def _named_prompt(self, name: object) -> str:
+        prompts = self._encoder.prompts
+        if not isinstance(name, str) or name not in prompts:
+            known = ", ".join(sorted(prompts)) or "none"
+            raise InvalidInput(f"the model has no prompt named {name!r}; it has: {known}")
+        return str(prompts[name] or "")
+
+
+def _is_plain_text(encoder: Any) -> bool:
+    """Whether tokenizing, padding and masking are all that stands between a text and the first module."""
+    first = encoder[0]
+    with suppress(AttributeError):
+        return (
+            type(first).__name__ == "Transformer"
+            and list(first.modality_config) == ["text"]
+            and not first.processing_kwargs
+            and first.query_expansion is None
+            and first.tokenizer.is_fast
+            and first.tokenizer.padding_side == "right"
+            and not any(getattr(module, "include_prompt", True) is False for module in encoder)
+            and not first._should_flatten_inputs("text", {})
+        )
+    return False
+
+
+def _json_kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", dict: "an object", list: "an array", bytes: "a payload"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,55 @@
+"""One version that this consumer serves: its model once loaded, and what was learned about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchyard.inputs import Validator
+from batchyard.jobs import Lane
+from batchyard.model import Model
+from batchyard.settings import ModelSettings
+from batchyard_consumers.speed import Speed
+
+
+@dataclass(eq=False)
+class Served:
+    """Written by the loader while `model` is None; after that only `speed` changes, by the device's thread."""
+
+    version_id: int
+    settings: ModelSettings
+    queue_ids: Mapping[Lane, int]
+    speed: Speed
+    model: Model | None = None
+    validator: Validator | None = None
+    """Compiled input schema; None where anything goes."""
+    load_seconds: float = 0.0
+    load_error: str | None = None
+    is_plain: bool = False
+    """`preprocess` is the base class's: items are the inputs."""
+    is_level: bool = False
+    """`cost` is the base class's: every item costs 1."""
+    pads: bool = True
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.settings.qualified
+
+    def install(self, model: Model, *, load_seconds: float) -> None:
+        """The model is loaded and warm: from here on its queues may be claimed."""
+        kind = type(model)
+        self.is_plain = kind.preprocess is Model.preprocess
+        self.is_level = kind.cost is Model.cost
+        self.pads = bool(getattr(model, "pads", True))
+        self.load_seconds = load_seconds
+        self.load_error = None
+        self.model = model
+
+    def costs(self, items: Sequence[Any]) -> list[int]:
+        """Exact cost of each item, at least 1."""
+        assert self.model is not None
+        if self.is_level:
+            return [1] * len(items)
+        cost = self.model.cost
+        return [max(1, int(cost(item))) for item in items]

@@ -1,0 +1,1 @@
+"""The HTTP API and the dispatcher it hosts: gets work onto queues."""

@@ -1,0 +1,1 @@
+"""The calls of the HTTP API by noun; each module offers its `CALLS`."""

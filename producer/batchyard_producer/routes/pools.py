@@ -1,0 +1,69 @@
+"""Pools and their live consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from starlette.responses import Response
+
+from batchyard import schemas
+from batchyard.jobs import format_id
+from batchyard.schemas import optional_rfc3339, rfc3339
+from batchyard.store.base import ConsumerInfo
+from batchyard_producer.calls import Asked, Call, answer
+
+
+async def list_pools(asked: Asked) -> Response:
+    return answer(schemas.PoolList(pools=shown_pools(asked)))
+
+
+def shown_pools(asked: Asked) -> list[schemas.Pool]:
+    """The configured pools, each with the consumers that were alive at the last refresh of the catalog."""
+    snapshot = asked.services.catalog.snapshot
+    names = {number: version.name for version in snapshot.versions for number in version.queue_ids.values()}
+    return [
+        schemas.Pool(
+            name=pool.name,
+            capacity=pool.capacity,
+            device=pool.device,
+            models=list(pool.models),
+            min=pool.min,
+            max=pool.max,
+            price_per_hour=pool.price_per_hour,
+            consumers=[_consumer(info, names) for info in snapshot.consumers if info.pool == pool.name],
+        )
+        for pool in asked.services.settings.pools
+    ]
+
+
+def _consumer(info: ConsumerInfo, names: Mapping[int, str]) -> schemas.Consumer:
+    return schemas.Consumer(
+        id=format_id(info.id),
+        pool=info.pool,
+        host=info.host,
+        pid=info.pid,
+        device=info.device,
+        capacity=info.capacity,
+        state=info.state,
+        started_at=rfc3339(info.started_at_ms),
+        models=_once(names[number] for number in info.queue_ids if number in names),
+        ready_at=optional_rfc3339(info.ready_at_ms),
+        # The samples are for /metrics, and large.
+        stats={name: value for name, value in info.stats.items() if name != "samples"},
+    )
+
+
+def _once(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+CALLS = (
+    Call(
+        method="GET",
+        path="/v1/pools",
+        summary="All pools with their live consumers",
+        tag="pools",
+        handler=list_pools,
+        answer=schemas.PoolList,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Decides how many consumers each pool has."""

@@ -1,0 +1,1 @@
+"""Tests: unit/ mirrors the source, services/ needs real servers, benchmarks/ measures."""

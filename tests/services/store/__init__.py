@@ -1,0 +1,1 @@
+"""What every job store must do: the same tests over SQLite in memory, SQLite in a file, and Postgres."""

@@ -1,0 +1,361 @@
+"""The command, as a user runs it, with everything that `batchyard up` starts."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import pytest
+
+from batchyard import Client
+from tests.services.up import CONFIG, Up, command, environment, eventually, running_up
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running_up(tmp_path_factory.mktemp("up")) as running:
+        yield running
+
+
+def echo(value: object) -> str:
+    return json.dumps({"do": "echo", "value": value})
+
+
+# --- submit ---
+
+
+def test_submit_prints_the_result(up: Up) -> None:
+    done = up.run("submit", "moody", echo([1, "ä"]))
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, [1, "ä"])
+    assert done.stderr.startswith("job ")
+
+
+def test_submit_reads_standard_input_and_takes_what_is_no_json_as_text(up: Up) -> None:
+    assert json.loads(up.run("submit", "lengths", "-", text="not json").stdout) == {"length": 8}
+    assert json.loads(up.run("submit", "lengths", "123", "--text").stdout) == {"length": 3}
+
+
+def test_submit_without_waiting_prints_the_id(up: Up) -> None:
+    done = up.run("submit", "moody", echo(1), "--no-wait", "--priority", "9", "--label", "a", "--params", '{"x": 1}')
+
+    assert done.returncode == 0
+    with Client(up.url) as client:
+        job = client.get(done.stdout.strip(), wait=30)
+        assert (job.data.priority, job.data.labels) == (9, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["submit", "moody", '{"do": "invalid"}'], 1, "failed: as asked"),
+        (["submit", "moodi", "1"], 1, 'did you mean "moody"'),
+        (["submit", "moody", "1", "--priority", "12"], 2, "0<=x<=9"),
+        (["submit", "moody", "1", "--params", "[]"], 2, "must be a JSON object"),
+        (["submit", "moody", "1", "--url", "ftp://x"], 1, "is not one of HTTP"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_line(up: Up, arguments: list[str], status: int, said: str) -> None:
+    done = up.run(*arguments)
+
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- map ---
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """20,000 inputs, of which a hundred are invalid."""
+    source = tmp_path / "in.jsonl"
+    lines = ('{"do": "invalid"}' if index % 200 == 7 else echo(index) for index in range(20_000))
+    source.write_text("\n".join(lines) + "\n")
+    return source, tmp_path / "out.jsonl"
+
+
+def check_results(out: Path, *, inputs: int = 20_000) -> None:
+    indexes = set()
+    for line in out.read_text().splitlines():
+        read = json.loads(line)
+        assert read["index"] not in indexes
+        indexes.add(read["index"])
+        if read["index"] % 200 == 7:
+            assert read["error"] == {"code": "invalid_input", "message": "as asked"}
+        else:
+            assert read["result"] == read["index"]
+    assert indexes == set(range(inputs))
+
+
+def test_map_writes_a_line_for_every_input(up: Up, files: tuple[Path, Path]) -> None:
+    source, out = files
+
+    done = up.run("map", "moody", str(source), "-o", str(out))
+
+    assert done.returncode == 3, done.stderr
+    assert "100 of them errors" in done.stderr
+    check_results(out)
+
+    again = up.run("map", "moody", str(source), "-o", str(out))
+    assert again.returncode == 3
+    assert "is complete" in again.stderr
+    check_results(out)
+
+
+def test_map_keeps_the_order_where_asked(up: Up, files: tuple[Path, Path]) -> None:
+    source, out = files
+
+    up.run("map", "moody", str(source), "-o", str(out), "--ordered")
+
+    assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == list(range(20_000))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_an_interrupted_map_goes_on_and_writes_nothing_twice(
+    up: Up, files: tuple[Path, Path], *, ordered: bool
+) -> None:
+    """Ctrl-C, kill -9, a torn line and a lost progress of the last second: then once more to the end."""
+    source, out = files
+    arguments = ["map", "moody", str(source), "-o", str(out), *(["--ordered"] if ordered else [])]
+
+    for number in (signal.SIGINT, signal.SIGKILL):
+        before = out.stat().st_size if out.exists() else 0
+        process = subprocess.Popen(
+            command(*arguments), env=environment(BATCHYARD_URL=up.url), stderr=subprocess.DEVNULL, cwd=up.folder
+        )
+        eventually(lambda before=before: out.exists() and out.stat().st_size > before)  # type: ignore[misc]
+        process.send_signal(number)
+        assert process.wait(20) in {130, -signal.SIGKILL, 3}
+    with out.open("ab") as file:
+        file.write(b'{"index":19')
+
+    done = up.run(*arguments)
+
+    assert done.returncode == 3, done.stderr
+    check_results(out)
+
+
+def test_map_refuses_what_would_mix_runs(up: Up, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(echo(1) + "\n")
+    assert up.run("map", "moody", str(source), "-o", str(out)).returncode == 0
+
+    source.write_text(echo(2) + "\n")
+    other = up.run("map", "moody", str(source), "-o", str(out))
+    assert (other.returncode, "other inputs" in other.stderr) == (1, True)
+
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text("precious\n")
+    assert up.run("map", "moody", str(source), "-o", str(strange)).returncode == 1
+    assert strange.read_text() == "precious\n"
+
+
+def test_map_names_a_bad_line_before_anything_is_submitted(up: Up, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(f"{echo(1)}\nnot json\n")
+
+    done = up.run("map", "moody", str(source), "-o", str(out))
+
+    assert done.returncode == 1
+    assert "line 2" in done.stderr
+    assert not out.exists()
+
+
+def test_map_takes_plain_text_and_standard_input(up: Up, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    done = up.run("map", "lengths", "-", "-o", str(out), "--text", "--ordered", "--progress", text="a\nbcd\n\n")
+
+    assert done.returncode == 0, done.stderr
+    assert out.read_text() == '{"index":0,"result":{"length":1}}\n{"index":1,"result":{"length":3}}\n'
+
+
+# --- looking and administering ---
+
+
+def test_status_and_models(up: Up) -> None:
+    told = json.loads(up.run("status", "--json").stdout)
+    assert {queue["model"] for queue in told["queues"]} == {"lengths@1", "moody@1"}
+
+    shown = up.run("status").stdout
+    assert "moody@1" in shown
+    assert "local" in shown
+    assert "moody@1" in up.run("models").stdout
+    assert [model["name"] for model in json.loads(up.run("models", "--json").stdout)] == ["lengths", "moody"]
+
+
+def test_top_shows_the_system_until_q(up: Up) -> None:
+    controller, terminal = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            command("top", "--interval", "0.2"),
+            cwd=up.folder,
+            env=environment(BATCHYARD_URL=up.url, TERM="xterm-256color", COLUMNS="160", LINES="50"),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+        )
+        shown = b""
+        while b"moody@1" not in shown or b"q leaves" not in shown:
+            shown += os.read(controller, 65536)
+        os.write(controller, b"q")
+        # Whatever it still writes must be read, or it cannot end.
+        os.set_blocking(controller, False)
+        end = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                shown += os.read(controller, 65536)
+            except BlockingIOError:
+                time.sleep(0.02)
+        assert process.wait(1) == 0
+    finally:
+        os.close(controller)
+        os.close(terminal)
+
+
+def test_top_needs_a_terminal(up: Up) -> None:
+    assert up.run("top").returncode == 2
+
+
+def test_pause_and_resume(up: Up) -> None:
+    assert up.run("pause", "moody", "--lane", "tolerant").stdout == "paused moody@1 (tolerant)\n"
+    try:
+        done = up.run("submit", "moody", echo(1), "--timeout", "0.3")
+        assert (done.returncode, "goes on" in done.stderr) == (1, True)
+    finally:
+        assert up.run("resume", "moody@1").stdout == "resumed moody@1 (firm and tolerant)\n"
+    assert 'did you mean "moody"' in up.run("pause", "moodi").stderr
+
+
+def test_tenants_and_keys(up: Up) -> None:
+    assert up.run("tenants", "create", "acme", "--weight", "2").returncode == 0
+    assert "acme" in up.run("tenants", "list").stdout
+
+    made = up.run("keys", "create", "--tenant", "acme", "--name", "ci", "--expires-in-days", "30")
+    key = made.stdout.strip()
+    prefix = key.split("_")[1]
+    assert prefix in up.run("keys", "list").stdout
+    with Client(up.url, api_key=key) as acme, Client(up.url) as local:
+        job = acme.submit("moody", {"do": "echo", "value": 1})
+        assert job.result(timeout=60) == 1
+        assert job.id not in [each.id for each in islice(local.jobs(), 200)]
+
+    assert up.run("keys", "revoke", prefix).returncode == 0
+    assert "revoked" in up.run("keys", "list").stdout
+    assert up.run("keys", "create", "--tenant", "nobody").returncode == 1
+    assert up.run("keys", "revoke", "absent").returncode == 1
+
+
+# --- up ---
+
+
+def test_a_second_up_is_refused(up: Up) -> None:
+    same_state = up.run("up", "--bind", "127.0.0.1:0")
+    assert same_state.returncode == 1
+    assert "another `batchyard up`" in same_state.stderr
+
+    same_address = up.run("up", "--bind", up.url.removeprefix("http://"), "--state", str(up.folder / "other"))
+    assert same_address.returncode == 1
+    assert "cannot listen on" in same_address.stderr
+
+
+def test_up_says_what_it_starts(up: Up) -> None:
+    text = "\n".join(up.lines)
+
+    assert f"state     {up.folder / '.batchyard'}" in text
+    assert "pool      local: moody, lengths on 1 to 1 consumers" in text
+
+
+@pytest.mark.slow
+def test_up_ends_within_seconds_and_the_next_one_resumes(tmp_path: Path) -> None:
+    """Ctrl-C while jobs run and wait; then kill -9 of `up` itself: no process is left, and no job is lost."""
+    with running_up(tmp_path) as up:
+        with Client(up.url) as client:
+            # A batch of these takes seconds, and there are more than one consumer takes at a time.
+            jobs = client.submit_many("moody", [{"do": "sleep", "value": 0.03} for _ in range(400)])
+            assert eventually(lambda: any(job.state == "running" for job in client.lookup(jobs)))
+        begun = time.monotonic()
+        assert up.stop(signal.SIGINT) == 0
+        assert time.monotonic() - begun < 15
+        assert up.lines[-1] == "ended"
+
+        up.start()
+        with Client(up.url) as client:
+            assert eventually(lambda: any(job.state == "running" for job in client.lookup(jobs)))
+        # The private Valkey stays until the next start, which ends it; nothing is in it that would be missed.
+        children = [*up.children("api"), *up.children("scaler"), *up.children("worker")]
+        assert len(children) == 3
+        up.kill()
+        assert eventually(lambda: not [child for child in children if _is_alive(child)])
+
+        up.start()
+        with Client(up.url) as client:
+            states = {job.state for job in client.lookup(jobs, wait=60, until="all")}
+        assert states == {"succeeded"}
+
+
+@pytest.mark.slow
+def test_up_mends_what_dies(up: Up) -> None:
+    """Every process is killed once, the private Valkey among them; each time a job still gets through."""
+    for what in ("api", "scaler", "worker", "valkey"):
+        [process] = [child for child in up.children() if what in child.cmdline() or what in child.name()]
+        process.kill()
+        assert eventually(lambda process=process: not _is_alive(process))  # type: ignore[misc]
+        with Client(up.url, retry_seconds=30) as client:
+            assert client.submit("moody", {"do": "echo", "value": what}).result(timeout=60) == what
+        # Until everything stands again, whatever waited for whom.
+        assert eventually(lambda: all(up.children(word) for word in ("api", "scaler", "worker")))
+    assert eventually(lambda: any("the private Valkey has ended; starting it again" in line for line in up.lines))
+    text = "\n".join(up.lines)
+    assert "the API was ended by SIGKILL; starting it again" in text
+
+
+@pytest.mark.slow
+def test_up_tells_why_it_cannot_start(tmp_path: Path) -> None:
+    up = Up(tmp_path, config=CONFIG + '\n[database]\nurl = "postgresql://u:sesame@127.0.0.1:9/none"\n')
+
+    done = subprocess.run(
+        command("up", "--bind", "127.0.0.1:0"),
+        cwd=up.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "sesame" not in done.stdout + done.stderr
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("demo", "--passages", "100"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100 of 100 passages embedded" in done.stdout
+    assert "0 → 1 consumers" in done.stdout
+    assert "padding" in done.stdout
+    assert list(tmp_path.iterdir()) == []

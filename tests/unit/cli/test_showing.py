@@ -1,0 +1,91 @@
+"""What the command shows: tables, figures, and which log lines people hear of."""
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from batchyard import schemas
+from batchyard.cli.dashboard import dashboard
+from batchyard.cli.figures import rate, seconds
+from batchyard.cli.supervisor import describe, headline
+from batchyard.settings import PoolSettings
+
+
+def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
+    consumer = schemas.Consumer(
+        id="0" * 15 + "7",
+        pool="local",
+        host="here",
+        pid=123,
+        device="cpu",
+        capacity="on_demand",
+        state="ready",
+        started_at="2026-01-01T00:00:00Z",
+        stats={
+            "jobs_per_second": 271.0,
+            "device_busy": 0.97,
+            "held": {"pool": 30, "device": 2},
+            "models": {"minilm@1": {"batches": 10, "batch_size": 31.5, "budget": 1024, "seconds_per_job": 0.0035}},
+        },
+    )
+    pool = schemas.Pool(
+        name="local",
+        capacity="on_demand",
+        device="auto",
+        models=["minilm"],
+        min=0,
+        max=2,
+        price_per_hour=0,
+        consumers=[consumer],
+    )
+    queue = schemas.QueueStatus(
+        model="minilm@1", lane="tolerant", queued=1234567, waiting=1, running=2, consumers=1, jobs_per_second=270.6
+    )
+    broken = schemas.QueueStatus(model="bad@1", lane="firm", queued=3, waiting=0, running=0, load_error="no such file")
+    status = schemas.Status(
+        time="2026-01-01T00:00:00Z",
+        version="0.1.0",
+        database="sqlite wal synchronous=FULL",
+        broker="up",
+        role="leader",
+        queues=[queue, broken],
+        pools=[pool],
+    )
+    out = io.StringIO()
+
+    Console(file=out, width=160).print(dashboard(status))
+
+    shown = out.getvalue()
+    for words in ("1,234,567", "271/s", "97 %", "bad@1 cannot be loaded: no such file", "31.5", "1,024", "3.50 ms"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "–"), (0.25, "0.2 s"), (59.6, "1 min 0 s"), (3725, "1 h 2 min"), (200_000, "2 d 7 h")],
+)
+def test_durations(value: float | None, shown: str) -> None:
+    assert seconds(value) == shown
+
+
+def test_rates() -> None:
+    assert [rate(None), rate(1.25), rate(12345.6)] == ["–", "1.2/s", "12,346/s"]
+
+
+def test_people_hear_of_what_the_scaler_does_and_of_errors() -> None:
+    scaled = {"event": "pool_scaled", "level": "info", "pool": "local", "before": 0, "replicas": 1, "reason": "12 jobs"}
+    error = {"time": "t", "level": "error", "event": "batch_lost", "logger": "l", "model": "m@1", "traceback": "…"}
+
+    assert headline(msgspec.json.encode(scaled)) == "pool local: 0 → 1 consumers (12 jobs)"
+    assert headline(msgspec.json.encode(error)) == "error: batch_lost model=m@1"
+    assert headline(b'{"event": "leadership", "level": "info"}') is None
+    assert headline(b"INFO: plain text") is None
+    assert headline(b"[1]") is None
+
+
+def test_a_pool_in_one_line() -> None:
+    pool = PoolSettings(name="cheap", models=("a", "b@2"), capacity="spot", device="cuda", max=4)
+
+    assert describe(pool) == "cheap: a, b@2 on 0 to 4 consumers (device cuda, spot)"

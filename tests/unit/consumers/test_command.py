@@ -1,0 +1,55 @@
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from batchyard.cli.invocation import Invocation
+from batchyard.store import migrate
+from batchyard.store.open import database_url, open_store
+from batchyard_consumers.command import check, worker
+
+CONFIG = """
+[models.good]
+runtime = "batchyard_consumers.samples:NoOp"
+[models.bad]
+runtime = "nowhere.at_all:Model"
+[pools.local]
+models = ["good", "bad"]
+"""
+
+
+def invocation(folder: Path, config: str = CONFIG) -> Invocation:
+    (folder / "batchyard.toml").write_text(config)
+    return Invocation(config=str(folder / "batchyard.toml"))
+
+
+def test_check_says_which_models_serve_and_publishes_what_it_found(tmp_path: Path) -> None:
+    called = invocation(tmp_path)
+    state = called.settings().state_dir
+    migrate.upgrade(database_url("sqlite", state_dir=state))
+    done = CliRunner().invoke(check, [], obj=called)
+    assert done.exit_code == 1, done.output
+    assert "good@1: ok on" in done.output
+    assert "bad@1: FAILED: bad@1: cannot import nowhere.at_all:Model" in done.output
+    store = open_store("sqlite", state_dir=state)
+    known = {version.model: version for version in store.models()}
+    store.close()
+    assert known["good"].digest is not None
+    assert known["bad"].load_error is not None
+
+
+def test_check_works_without_a_database(tmp_path: Path) -> None:
+    done = CliRunner().invoke(check, ["--model", "good"], obj=invocation(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "nothing is published" in done.output
+
+
+def test_check_names_what_there_is(tmp_path: Path) -> None:
+    done = CliRunner().invoke(check, ["--model", "other"], obj=invocation(tmp_path))
+    assert done.exit_code == 2
+    assert "bad@1, good@1" in done.output or "good@1, bad@1" in done.output
+
+
+def test_a_worker_of_no_pool_says_which_there_are(tmp_path: Path) -> None:
+    done = CliRunner().invoke(worker, ["--pool", "gpu"], obj=invocation(tmp_path))
+    assert done.exit_code != 0
+    assert "there are: local" in str(done.exception)

@@ -1,0 +1,149 @@
+"""A local pool with real processes and a store that is told what to say."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from batchyard.jobs import Lane, State
+from batchyard.processes import end_all
+from batchyard.settings import PoolSettings
+from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion
+from batchyard_scaler.local import LocalPool, backlogs
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+DIES = [sys.executable, "-c", "raise SystemExit(3)"]
+
+
+def version(
+    *, digest: str | None = "d", speed: float | None = None, paused: frozenset[Lane] = frozenset()
+) -> ModelVersion:
+    return ModelVersion(
+        id=1,
+        model="m",
+        version="1",
+        weight=1.0,
+        active=True,
+        default_lane=Lane.FIRM,
+        runtime="a:B",
+        digest=digest,
+        input_schema=None,
+        cost_unit="bytes",
+        units_per_byte=None,
+        seconds_per_unit=speed,
+        load_seconds=None,
+        load_error=None,
+        queue_ids={Lane.FIRM: 1, Lane.TOLERANT: 2},
+        paused=paused,
+    )
+
+
+def row(jobs: int, *, queue_id: int = 1, state: State = State.QUEUED, priority: int = 5, cost: int = 0) -> BacklogRow:
+    return BacklogRow(queue_id=queue_id, tenant_id=1, priority=priority, state=state, bucket=0, jobs=jobs, cost=cost)
+
+
+def ready(pid: int) -> ConsumerInfo:
+    return ConsumerInfo(
+        id=1,
+        pool="local",
+        host=os.uname().nodename,
+        pid=pid,
+        device="cpu",
+        capacity="on_demand",
+        state="ready",
+        queue_ids=(1, 2),
+        stats={},
+        started_at_ms=0,
+        ready_at_ms=0,
+        lease_until_ms=0,
+    )
+
+
+MakePool = Callable[..., LocalPool]
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> Iterator[MakePool]:
+    made: list[LocalPool] = []
+
+    def make(command: list[str], **settings: float) -> LocalPool:
+        options: Mapping[str, float] = {"max": 2, "idle_seconds": 0.0, "drain_seconds": 5.0, **settings}
+        pool = PoolSettings(name="local", models=("m",), **options)  # type: ignore[arg-type]
+        made.append(LocalPool(pool, command=command, logs=tmp_path))
+        return made[-1]
+
+    yield make
+    end_all([child for pool in made for child in pool.children()], grace_seconds=2.0)
+
+
+def test_a_backlog_starts_consumers_and_its_end_drains_them(make_pool: MakePool) -> None:
+    pool = make_pool(SLEEPER)
+
+    pool.look([version(speed=1.0)], [row(10, cost=100)], [])
+    started = pool.children()
+    assert len(started) == 2
+    assert all(child.is_running for child in started)
+
+    pool.look([version(speed=1.0)], [], [])
+    assert all(child.ending for child in started)
+
+    end = time.monotonic() + 10
+    while pool.children() and time.monotonic() < end:
+        pool.look([version(speed=1.0)], [], [])
+    assert not pool.children()
+
+
+def test_a_consumer_that_dies_waits_for_its_back_off(make_pool: MakePool) -> None:
+    pool = make_pool(DIES, min=1, max=1)
+    pool.look([version()], [], [])
+    [child] = pool.children()
+    assert child.wait(10)
+
+    pool.look([version()], [], [])
+
+    assert pool.children() == [child]
+    assert child.deaths == 1
+    assert not child.is_running
+
+
+def test_a_version_that_nobody_has_loaded_gets_a_consumer_once(make_pool: MakePool) -> None:
+    pool = make_pool(SLEEPER)
+
+    pool.look([version(digest=None)], [], [])
+    [child] = pool.children()
+    assert child.pid is not None
+
+    # It is ready, and yet there is no digest: the model could not be loaded. That is not tried for ever.
+    pool.look([version(digest=None)], [], [ready(child.pid)])
+    assert child.ending
+
+
+def test_what_counts_as_work() -> None:
+    rows = [
+        row(1),
+        row(2, state=State.RUNNING),
+        row(4, state=State.WAITING),
+        row(8, state=State.SUCCEEDED),
+        row(16, priority=-6),
+        row(32, queue_id=2, cost=10),
+        row(64, queue_id=3),
+    ]
+
+    both = backlogs([version(speed=0.5)], rows, capacity="on_demand")
+    assert [(queue.name, queue.jobs, queue.seconds) for queue in both] == [
+        ("m@1 firm", 3, 0.0),
+        ("m@1 tolerant", 32, 5.0),
+    ]
+    [spot] = backlogs([version()], rows, capacity="spot")
+    assert (spot.jobs, spot.seconds) == (32, None)
+
+
+def test_a_paused_queue_is_no_work_but_for_what_runs() -> None:
+    rows = [row(1), row(2, state=State.RUNNING)]
+
+    firm, _ = backlogs([version(paused=frozenset({Lane.FIRM}))], rows, capacity="on_demand")
+
+    assert firm.jobs == 2

@@ -1,0 +1,228 @@
+"""What a configuration may say, which source wins, and how faults read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchyard.configuration import EXAMPLE, load_settings, redacted
+from batchyard.errors import ConfigurationError
+from batchyard.jobs import Lane
+from batchyard.settings import PoolSettings, Settings
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "batchyard.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def load(path: Path, **environ: str) -> Settings:
+    return load_settings(path, environ=environ)
+
+
+def faults_of(path: Path, **environ: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(path, **environ)
+    return caught.value.faults
+
+
+def test_nothing_given_is_all_defaults_beside_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    settings = load_settings(environ={})
+
+    assert settings == Settings(state_dir=tmp_path / ".batchyard")
+    assert settings.config_path is None
+
+
+def test_the_example_is_a_valid_configuration(write: Write) -> None:
+    settings = load(write(EXAMPLE))
+
+    assert [model.qualified for model in settings.models] == ["minilm@1"]
+    assert settings.pools == (PoolSettings(name="local", models=("minilm",), max=2),)
+
+
+def test_flag_beats_environment_beats_file_beats_default(write: Write) -> None:
+    path = write('[server]\nbind = "127.0.0.1:1"\nmax_inputs = 7\n[queues]\nmax_failures = 9\n')
+    environ = {"BATCHYARD_SERVER__BIND": "127.0.0.1:2", "BATCHYARD_QUEUES__MAX_FAILURES": "5"}
+
+    settings = load_settings(path, overrides={"server.bind": "127.0.0.1:3", "broker.url": None}, environ=environ)
+
+    assert settings.server.bind == "127.0.0.1:3"
+    assert settings.queues.max_failures == 5
+    assert settings.server.max_inputs == 7
+    assert settings.broker.url == "embedded"
+
+
+def test_the_environment_reaches_models_and_pools_whatever_their_letters(write: Write) -> None:
+    path = write('[models."Mini-LM.v2"]\nruntime = "a.b:C"\n[pools.Local]\nmodels = ["Mini-LM.v2"]\n')
+
+    settings = load(
+        path,
+        BATCHYARD_MODELS__MINI_LM_V2__LANE="tolerant",
+        BATCHYARD_POOLS__LOCAL__MAX="4",
+        BATCHYARD_POOLS__LOCAL__IDLE_SECONDS="0.5",
+        BATCHYARD_MODELS__MINI_LM_V2__OPTIONS__DTYPE="bf16",
+    )
+
+    assert settings.models[0].lane is Lane.TOLERANT
+    assert settings.models[0].options == {"dtype": "bf16"}
+    assert (settings.pools[0].max, settings.pools[0].idle_seconds) == (4, 0.5)
+
+
+def test_state_is_named_by_argument_environment_file_or_stands_beside_the_file(write: Write, tmp_path: Path) -> None:
+    assert load(write("")).state_dir == tmp_path / ".batchyard"
+    path = write('state_dir = "from-file"')
+    assert load(path).state_dir == tmp_path / "from-file"
+    assert load(path, BATCHYARD_STATE="/from-environment").state_dir == Path("/from-environment")
+    assert load_settings(path, "/given", environ={"BATCHYARD_STATE": "/x"}).state_dir == Path("/given")
+
+
+def test_the_environment_names_the_file(write: Write) -> None:
+    path = write('log_level = "debug"')
+
+    assert load_settings(environ={"BATCHYARD_CONFIG": str(path)}).log_level == "debug"
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    assert faults_of(tmp_path / "absent.toml") == [f"the configuration file {tmp_path / 'absent.toml'} does not exist"]
+
+
+def test_broken_toml_is_one_fault_with_its_place(write: Write) -> None:
+    [fault] = faults_of(write("[server\n"))
+
+    assert "batchyard.toml cannot be read" in fault
+    assert "line 1" in fault
+
+
+def test_models_without_pools_get_one_local_pool(write: Write) -> None:
+    settings = load(write('[models.a]\nruntime="m:A"\n[models."a@2"]\nruntime="m:A"\n[models.b]\nruntime="m:B"\n'))
+
+    assert [model.qualified for model in settings.models] == ["a@1", "a@2", "b@1"]
+    assert settings.pools == (PoolSettings(name="local", models=("a", "b")),)
+
+
+def test_every_fault_is_reported_at_once(write: Write) -> None:
+    faults = faults_of(
+        write(
+            """
+            [server]
+            bnd = "x"
+            bind = "8080"
+            [broker]
+            url = "kafka://user:sesame@host"
+            [models.minilm]
+            runtime = "sentence-transformers"
+            lane = "spot"
+            [models.custom]
+            [pools.local]
+            models = ["minlm"]
+            min = 3
+            max = 2
+            [pools.other]
+            models = ["minilm"]
+            max = "many"
+            """
+        ),
+        BATCHYARD_QUEUES__LEASE_SECONDS="soon",
+    )
+
+    assert faults == [
+        (
+            'server.bnd (batchyard.toml) is not a setting; did you mean "bind"? (known: "bind", "max_body_bytes", '
+            '"max_payload_bytes", "max_input_bytes", "max_inputs", "require_keys")'
+        ),
+        'server.bind = "8080" (batchyard.toml): must be HOST:PORT, such as "127.0.0.1:8080"',
+        (
+            'broker.url = "kafka://user:***@host" (batchyard.toml): must be "embedded", "redis://HOST:PORT/0", '
+            '"redis+socket:///PATH" or "amqp://USER:PASSWORD@HOST//"'
+        ),
+        'queues.lease_seconds = "soon" (environment BATCHYARD_QUEUES__LEASE_SECONDS): must be a number',
+        'models.minilm.lane = "spot" (batchyard.toml): must be one of "firm", "tolerant"',
+        'models.minilm.source is missing: a folder, "package:NAME/folder" or a hub id of the model to load',
+        'models.custom.runtime is missing: runtime = "sentence-transformers" or "my_package.my_module:MyModel"',
+        (
+            'pools.local.models names the unknown model "minlm"; did you mean "minilm"? '
+            '(known models: "custom", "custom@1", "minilm", "minilm@1")'
+        ),
+        "pools.local.min = 3 (batchyard.toml): must be at most max, which is 2",
+        'pools.other.max = "many" (batchyard.toml): must be a whole number',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("server = 3", "server (batchyard.toml) must be a table: [server]"),
+        ("models = 3", "models (batchyard.toml) must hold tables, each with a name: [models.NAME]"),
+        ("[servr]", "servr (batchyard.toml) is not a section or setting; did you mean"),
+        ('log_level = "loud"', 'log_level = "loud" (batchyard.toml): must be one of "debug"'),
+        ("[server]\nrequire_keys = 1", "server.require_keys = 1 (batchyard.toml): must be true or false"),
+        ("[queues]\nwindow_seconds = nan", "queues.window_seconds = nan (batchyard.toml): must be a finite number"),
+        ("[pools.p]\nmodels = []", "pools.p.models = [] (batchyard.toml): must be a list that names at least one"),
+        ('[models."a b"]', "models.a b: a model is named NAME"),
+        ('[models.a]\nruntime="m:A"\nbatch_budget=0', "models.a.batch_budget = 0 (batchyard.toml): must be at least 1"),
+        ('[models.a]\nruntime="m:A"\noptions=3', "models.a.options = 3 (batchyard.toml): must be a table"),
+        ('[models.a]\nruntime="m:A"\n[models."a@1"]\nruntime="m:A"', "models: a@1 is defined twice"),
+        ('[server]\nbind = "a:b:80"', 'server.bind = "a:b:80" (batchyard.toml): must be HOST:PORT; an IPv6 host'),
+    ],
+)
+def test_a_fault_names_value_and_what_is_allowed(write: Write, text: str, fault: str) -> None:
+    assert fault in "\n".join(faults_of(write(text)))
+
+
+def test_a_misspelled_variable_is_a_fault_and_a_foreign_one_is_not(write: Write) -> None:
+    path = write("")
+
+    assert faults_of(path, BATCHYARD_SERVER_BIND="x") == [
+        'environment BATCHYARD_SERVER_BIND is not a setting; did you mean "BATCHYARD_SERVER__BIND"?'
+    ]
+    assert "did you mean" in faults_of(path, BATCHYARD_SERVER__BND="x")[0]
+    load(path, BATCHYARD_API_SERVICE_HOST="10.0.0.1", BATCHYARD_URL="http://x", BATCHYARD_API_KEY="k")
+
+
+def test_urls_are_brought_to_the_form_that_the_drivers_read(write: Write) -> None:
+    settings = load(write('[database]\nurl="postgres://h/d"\n[broker]\nurl="valkey://h:1"'))
+
+    assert settings.database.url == "postgresql+psycopg://h/d"
+    assert settings.broker.url == "redis://h:1"
+
+
+def test_a_relative_source_starts_from_the_file(write: Write, tmp_path: Path) -> None:
+    path = write('[models.a]\nruntime="sentence-transformers"\nsource="./weights"\n')
+
+    assert load(path).models[0].source == str(tmp_path / "weights")
+
+
+def test_loopback_is_told_from_other_addresses(write: Write) -> None:
+    for bind, is_loopback in {"127.0.0.1:1": True, "localhost:1": True, "[::1]:1": True, "0.0.0.0:1": False}.items():
+        server = load(write(f'[server]\nbind = "{bind}"')).server
+        assert (server.is_loopback, server.port) == (is_loopback, 1)
+
+
+def test_an_unknown_override_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(KeyError):
+        load_settings(overrides={"server.bnd": 1}, environ={})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://:pw@host:1/0", "redis://:***@host:1/0"),
+        ("postgresql+psycopg://u:p@h/d?sslpassword=s&x=1", "postgresql+psycopg://u:***@h/d?sslpassword=***&x=1"),
+        ("cannot reach amqp://u:p@h// in time", "cannot reach amqp://u:***@h// in time"),
+        ("http://h/?token=abc", "http://h/?token=***"),
+        ("sqlite", "sqlite"),
+    ],
+)
+def test_secrets_are_redacted(text: str, shown: str) -> None:
+    assert redacted(text) == shown
