@@ -23,6 +23,8 @@ RATE_SECONDS = 15.0
 """Time constant of the smoothed rate at which a queue drains."""
 RETRY_SECONDS = (1.0, 300.0)
 """Least and most that a full queue asks its submitters to wait."""
+UNKNOWN_RETRY_SECONDS = 30.0
+"""Where neither a rate has been seen nor the model's speed been learned."""
 
 
 class QueueLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +38,8 @@ class QueueLoad(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     cost: int = 0
     """Estimated, of all three."""
-    ended: int = 0
-    """Jobs in a terminal state and still kept."""
     jobs_per_second: float | None = None
-    """How fast it drained while it had work; None before that was seen."""
+    """How fast it drained while its consumers had work; None before that was seen."""
     ready: int = 0
     """Live consumers that serve it."""
     starting: int = 0
@@ -52,19 +52,26 @@ class QueueLoad(msgspec.Struct, frozen=True, kw_only=True):
         return self.lane in self.version.paused
 
     @property
+    def is_served(self) -> bool:
+        """Whether a consumer is there, or on its way."""
+        return self.ready > 0 or self.starting > 0
+
+    @property
     def backlog_seconds(self) -> float | None:
         """Of one consumer's time; None until the model's speed is known."""
         speed = self.version.seconds_per_unit
         return None if speed is None else self.cost * speed
 
     def seconds_for(self, jobs: int) -> float | None:
-        """How long this many jobs from the front take, as far as is known."""
+        """How long this many jobs from the front take: by the rate seen, else by the model's learned speed on the
+        consumers there are, or on one to come; None where neither is known. While none is ready, loading is added."""
+        loading = 0.0 if self.ready else self.version.load_seconds or 0.0
         if self.jobs_per_second:
-            return jobs / self.jobs_per_second
+            return jobs / self.jobs_per_second + loading
         backlog, total = self.backlog_seconds, self.queued + self.waiting + self.running
-        if backlog is None or not total or not self.ready:
+        if backlog is None or not total:
             return None
-        return backlog / self.ready * jobs / total
+        return backlog / max(1, self.ready or self.starting) * jobs / total + loading
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,8 +127,9 @@ class Catalog:
                 return
             versions = self._store.models()
             backlog = self._store.backlog()
+            finished = self._store.finished_jobs()
             consumers = [info for info in self._store.consumers() if info.state in {"starting", "ready", "draining"}]
-            queues = self._loads(versions, backlog=backlog, consumers=consumers, now=now)
+            queues = self._loads(versions, backlog=backlog, finished=finished, consumers=consumers, now=now)
             self._added = {}
             self._snapshot = _snapshot(versions, queues=queues, consumers=consumers, now=now)
 
@@ -177,8 +185,9 @@ class Catalog:
     def _full(self, queue_id: int, *, queued: int, jobs: int) -> QueueFull:
         load = self.load(queue_id)
         excess = queued + jobs - self._max_queued
+        seconds = load.seconds_for(excess)
         least, most = RETRY_SECONDS
-        wait = math.ceil(min(max(excess / load.jobs_per_second if load.jobs_per_second else 30.0, least), most))
+        wait = math.ceil(min(max(UNKNOWN_RETRY_SECONDS if seconds is None else seconds, least), most))
         return QueueFull(
             f"the queue of {load.version.name} ({load.lane.word}) holds {queued} jobs; its limit is {self._max_queued}",
             limit=self._max_queued,
@@ -190,6 +199,7 @@ class Catalog:
         versions: Sequence[ModelVersion],
         *,
         backlog: Sequence[BacklogRow],
+        finished: Mapping[int, int],
         consumers: Sequence[ConsumerInfo],
         now: float,
     ) -> dict[int, QueueLoad]:
@@ -205,8 +215,9 @@ class Catalog:
             for lane, queue_id in version.queue_ids.items():
                 count = {state: jobs.get((queue_id, state), 0) for state in State}
                 serving = [info.state for info in consumers if queue_id in info.queue_ids]
-                ended = sum(number for state, number in count.items() if state.is_terminal)
-                busy = count[State.QUEUED] + count[State.RUNNING] > 0
+                ready = serving.count("ready")
+                has_work = count[State.RUNNING] > 0 or (count[State.QUEUED] > 0 and lane not in version.paused)
+                rate = self._rates.setdefault(queue_id, _Rate())
                 loads[queue_id] = QueueLoad(
                     queue_id=queue_id,
                     version=version,
@@ -215,9 +226,8 @@ class Catalog:
                     waiting=count[State.WAITING],
                     running=count[State.RUNNING],
                     cost=cost.get(queue_id, 0),
-                    ended=ended,
-                    jobs_per_second=self._rates.setdefault(queue_id, _Rate()).see(ended, now=now, busy=busy),
-                    ready=serving.count("ready"),
+                    jobs_per_second=rate.see(finished.get(queue_id, 0), now=now, is_busy=ready > 0 and has_work),
+                    ready=ready,
                     starting=serving.count("starting"),
                     has_pool=self._has_pool(version, lane=lane, serving=serving),
                 )
@@ -231,24 +241,25 @@ class Catalog:
 
 
 class _Rate:
-    """Jobs ended per second while there was work, smoothed. Owned by the thread that refreshes."""
+    """Jobs finished per second while there was work, smoothed. Owned by the thread that refreshes."""
 
     def __init__(self) -> None:
-        self._ended: int | None = None
+        self._finished: int | None = None
         self._at = 0.0
         self._value: float | None = None
 
-    def see(self, ended: int, *, now: float, busy: bool) -> float | None:
-        """Take the next count. A count that went down (retention) is passed over, and so is time without work."""
-        if self._ended is None or ended < self._ended:
-            self._ended, self._at = ended, now
+    def see(self, finished: int, *, now: float, is_busy: bool) -> float | None:
+        """Take the next of a count that never falls. Time without work is passed over, and so is time without anybody
+        to do it, which says nothing about the speed of those to come."""
+        if self._finished is None:
+            self._finished, self._at = finished, now
             return self._value
         elapsed = now - self._at
         if elapsed < 0.2:
             return self._value
-        done = ended - self._ended
-        self._ended, self._at = ended, now
-        if done or busy:
+        done = finished - self._finished
+        self._finished, self._at = finished, now
+        if done or is_busy:
             rate = done / elapsed
             share = 1.0 - math.exp(-elapsed / RATE_SECONDS)
             if self._value is None:

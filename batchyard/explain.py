@@ -64,10 +64,7 @@ def _why_not_served(load: QueueLoad, *, name: str) -> WaitReason:
 
 def _eta_seconds(load: QueueLoad, *, position: int | None) -> float | None:
     """Until the job is finished; None where nothing serves its queue or no speed is known."""
-    if position is None or load.is_paused or not (load.ready or load.starting):
+    if position is None or load.is_paused or not load.is_served:
         return None
     seconds = load.seconds_for(position + 1)
-    if seconds is None:
-        return None
-    loading = 0.0 if load.ready else load.version.load_seconds or 0.0
-    return round(seconds + loading, 3)
+    return None if seconds is None else round(seconds, 3)

@@ -97,8 +97,8 @@ def bulk(view: BulkView, *, load: QueueLoad) -> schemas.Bulk:
     """A bulk and how far it is; the ETA is that of its accepted jobs at the present speed of its queue."""
     defaults = _read_defaults(view.defaults)
     pending = view.jobs - sum(number for state, number in view.counts.items() if state.is_terminal)
-    served = pending > 0 and not view.paused and not load.is_paused
-    eta_seconds = load.seconds_for(pending) if served else None
+    is_moving = pending > 0 and load.is_served and not view.paused and not load.is_paused
+    eta_seconds = load.seconds_for(pending) if is_moving else None
     return schemas.Bulk(
         id=format_id(view.id),
         model=load.version.name,
@@ -121,7 +121,7 @@ def bulk(view: BulkView, *, load: QueueLoad) -> schemas.Bulk:
 def queue(load: QueueLoad, *, oldest_ms: int | None, now_ms: int) -> schemas.Queue:
     """One queue as seen at the last refresh of the catalog."""
     pending = load.queued + load.waiting + load.running
-    eta_seconds = None if load.is_paused or not load.ready else load.seconds_for(pending + 1)
+    eta_seconds = None if load.is_paused or not load.is_served else load.seconds_for(pending + 1)
     return schemas.Queue(
         lane=load.lane.word,  # type: ignore[arg-type]
         queued=load.queued,

@@ -260,6 +260,9 @@ class JobStore(Protocol):
 
     def oldest_queued_ms(self) -> dict[int, int]:
         """Queue id → created_at of its oldest queued job."""
+    def finished_jobs(self) -> dict[int, int]:
+        """Queue id → jobs that ever succeeded or failed there, kept or retired meanwhile: it never falls. O(queues)."""
+
 
     def usage(self, *, since_hour: int = 0) -> list[UsageRow]: ...
 

@@ -14,6 +14,11 @@ _SUCCEEDED = int(State.SUCCEEDED)
 KeyT = TypeVar("KeyT", bound=tuple[int, ...])
 
 
+def retired(state: State) -> int:
+    """What stands for this terminal state in the sums of the backlog once a job is deleted; negative."""
+    return -1 - int(state)
+
+
 class JobRow(NamedTuple):
     """What the ledgers know of one job; in the order of `sql.JOB_ROW`, so that a row of the database makes one."""
 
@@ -83,8 +88,11 @@ class Deltas:
             self.flushed[job.bulk_id].append(job.id)
 
     def drop(self, job: JobRow) -> None:
-        """One job is deleted: it leaves the backlog, while its bulk goes on counting it."""
-        self._count_row(job._replace(bulk_id=None), jobs=-1)
+        """One terminal job is deleted: it leaves the backlog for the count of those retired; its bulk goes on counting
+        it."""
+        deleted = job._replace(bulk_id=None)
+        self._count_row(deleted, jobs=-1)
+        self._count_row(deleted._replace(state=retired(State(job.state)), deadline=None), jobs=1)
 
     def _count_row(self, job: JobRow, *, jobs: int) -> None:
         self.count(

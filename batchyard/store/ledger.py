@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 
 from batchyard.jobs import BUCKET_MS, State
 from batchyard.store.base import BacklogRow, UsageRow
+from batchyard.store.deltas import retired
 from batchyard.store.sql import SqlStore
 from batchyard.store.tables import BACKLOG, USAGE, Ledger, jobs
 
@@ -20,11 +21,20 @@ class Ledgers(SqlStore):
     def backlog(self, *, queue_ids: Sequence[int] | None = None) -> list[BacklogRow]:
         """See `JobStore.backlog`."""
         rows = self._sums(BACKLOG).subquery()
-        statement = select(rows).where(sa.or_(rows.c.jobs != 0, rows.c.cost != 0))
+        statement = select(rows).where(rows.c.state >= 0, sa.or_(rows.c.jobs != 0, rows.c.cost != 0))
         if queue_ids is not None:
             statement = statement.where(rows.c.queue_id.in_(queue_ids))
         with self._reading() as connection:
             return [_backlog_row(row) for row in connection.execute(statement)]
+
+    def finished_jobs(self) -> dict[int, int]:
+        """See `JobStore.finished_jobs`."""
+        rows = self._sums(BACKLOG).subquery()
+        ends = [int(state) for state in (State.SUCCEEDED, State.FAILED)]
+        ends += [retired(state) for state in (State.SUCCEEDED, State.FAILED)]
+        counted = select(rows.c.queue_id, func.sum(rows.c.jobs)).where(rows.c.state.in_(ends)).group_by(rows.c.queue_id)
+        with self._reading() as connection:
+            return {queue_id: int(count) for queue_id, count in connection.execute(counted)}
 
     def recount(self) -> list[BacklogRow]:
         """See `JobStore.recount`."""

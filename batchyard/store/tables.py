@@ -295,7 +295,8 @@ BACKLOG = _ledger(
     ],
     ["jobs", "cost"],
 )
-"""Jobs and their estimated cost by queue, tenant, priority, state and deadline bucket; terminal states in bucket 0."""
+"""Jobs and their estimated cost by queue, tenant, priority, state and deadline bucket; terminal states in bucket 0.
+What was deleted from a terminal state s goes on being counted in -1 - s, so that both together never fall."""
 
 BULK_COUNTS = _ledger("bulk_counts", [("bulk_id", BigInteger), ("state", SmallInteger)], ["jobs", "cost"])
 """Jobs of a bulk by state, retired ones included; `cost` is estimated, and exact for succeeded jobs."""

@@ -93,11 +93,12 @@ def backlog_row(queue_id: int, state: State, jobs: int, *, cost: int | None = No
 
 
 class CatalogStore:
-    """The three readers that a catalog calls."""
+    """The readers that a catalog calls."""
 
     def __init__(self, *versions: ModelVersion) -> None:
         self.versions = list(versions) or [model_version()]
         self.rows: list[BacklogRow] = []
+        self.finished: dict[int, int] = {}
         self.fleet: list[ConsumerInfo] = []
         self.reads = 0
 
@@ -107,6 +108,9 @@ class CatalogStore:
 
     def backlog(self, *, queue_ids: Sequence[int] | None = None) -> list[BacklogRow]:
         return self.rows
+
+    def finished_jobs(self) -> dict[int, int]:
+        return self.finished
 
     def consumers(self) -> list[ConsumerInfo]:
         return self.fleet

@@ -3,8 +3,9 @@ from collections import Counter
 import pytest
 
 from batchyard.errors import QueueFull, Unavailable, UnknownModel
-from batchyard.jobs import State
+from batchyard.jobs import Lane, State
 from batchyard.settings import PoolSettings
+from batchyard.store.base import ConsumerInfo, ModelVersion
 from tests.unit.samples import CatalogStore, Clock, backlog_row, catalog, consumer, model_version
 
 
@@ -32,11 +33,11 @@ def test_an_unknown_model_is_told_what_exists_and_what_is_nearest() -> None:
 
 def test_a_full_queue_says_when_there_will_be_room() -> None:
     store, clock = CatalogStore(), Clock()
-    store.rows = [backlog_row(1, State.QUEUED, 90), backlog_row(1, State.SUCCEEDED, 0)]
+    store.rows, store.fleet = [backlog_row(1, State.QUEUED, 90)], [consumer()]
     known = catalog(store, max_queued=100, clock=clock)
     known.refresh()
     clock.now += 1.0
-    store.rows = [backlog_row(1, State.QUEUED, 90), backlog_row(1, State.SUCCEEDED, 4)]
+    store.finished = {1: 4}
     known.refresh()
     known.admit(1, 8)
     with pytest.raises(QueueFull) as caught:
@@ -47,21 +48,62 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
     known.admit(1, 10)
 
 
+@pytest.mark.parametrize(
+    ("version", "fleet", "seconds"),
+    [
+        (model_version(), [consumer()], 30),
+        (model_version(seconds_per_unit=0.2), [consumer(id=1), consumer(id=2)], 10),
+        (model_version(seconds_per_unit=0.2), [consumer(id=1, state="starting")], 20),
+        (model_version(seconds_per_unit=0.2, load_seconds=7.0), [], 27),
+        (model_version(seconds_per_unit=50.0), [consumer()], 300),
+    ],
+)
+def test_a_full_queue_nobody_has_seen_drain_goes_by_the_learned_speed(
+    version: ModelVersion, fleet: list[ConsumerInfo], seconds: int
+) -> None:
+    store = CatalogStore(version)
+    store.rows, store.fleet = [backlog_row(1, State.QUEUED, 90, cost=450)], fleet
+    with pytest.raises(QueueFull) as caught:
+        catalog(store, max_queued=100).admit(1, 30)
+    # 20 jobs too many, of 5 units each.
+    assert caught.value.details["retry_after_seconds"] == seconds
+
+
 def test_the_speed_is_measured_while_there_is_work() -> None:
     store, clock = CatalogStore(), Clock()
     known = catalog(store, clock=clock)
-    for ended in range(0, 1000, 100):
-        store.rows = [backlog_row(1, State.QUEUED, 10), backlog_row(1, State.SUCCEEDED, ended)]
+    store.fleet = [consumer()]
+    for finished in range(0, 1000, 100):
+        store.rows, store.finished = [backlog_row(1, State.QUEUED, 10)], {1: finished}
         known.refresh()
         clock.now += 1.0
     speed = known.load(1).jobs_per_second
     assert speed == pytest.approx(100.0)
-    store.rows = [backlog_row(1, State.SUCCEEDED, 200)]  # retired, and idle from here on
+    store.rows = []  # idle from here on
     for _ in range(100):
         clock.now += 1.0
         known.refresh()
     assert known.load(1).jobs_per_second == speed
     assert known.load(1).seconds_for(50) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("why", ["paused", "no consumer"])
+def test_time_in_which_nobody_could_work_says_nothing_about_the_speed(why: str) -> None:
+    store, clock = CatalogStore(), Clock()
+    known = catalog(store, clock=clock)
+    store.rows, store.fleet = [backlog_row(1, State.QUEUED, 10)], [consumer()]
+    for finished in (0, 50, 100):
+        store.finished = {1: finished}
+        known.refresh()
+        clock.now += 1.0
+    if why == "paused":
+        store.versions = [model_version(paused=frozenset({Lane.FIRM}))]
+    else:
+        store.fleet = []
+    for _ in range(100):
+        known.refresh()
+        clock.now += 1.0
+    assert known.load(1).jobs_per_second == pytest.approx(50.0)
 
 
 def test_without_a_measurement_the_learned_speed_tells() -> None:

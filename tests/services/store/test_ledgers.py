@@ -167,6 +167,8 @@ class Life:
             assert (view.result_body is not None) == (view.state is State.SUCCEEDED)
             self.seen[job_id] = view.state
         assert sum(row.jobs for row in self.store.backlog()) == len(views)
+        ended = [state for state in self.seen.values() if state in {State.SUCCEEDED, State.FAILED}]
+        assert sum(self.store.finished_jobs().values()) == len(ended), "deleted ones included"
         for bulk in self.store.list_bulks(tenant_id=TENANT):
             assert sum(bulk.counts.values()) == bulk.jobs
             assert all(count >= 0 for count in bulk.counts.values())

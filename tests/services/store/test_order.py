@@ -1,7 +1,7 @@
 """The fronts of the lines, stragglers, positions and the oldest job."""
 
 from batchyard.jobs import State
-from tests.services.store.yard import TENANT, Yard, eventually
+from tests.services.store.yard import TENANT, Yard, eventually, failed, succeeded
 
 
 def test_every_line_shows_its_front_by_arrival(yard: Yard) -> None:
@@ -97,6 +97,22 @@ def test_the_oldest_queued_job_dates_each_queue(yard: Yard) -> None:
     }
     yard.claim(first)
     assert yard.store.oldest_queued_ms()[yard.queue] == yard.view(second[0]).created_at_ms
+
+
+def test_what_consumers_finished_is_counted_for_good(yard: Yard) -> None:
+    first, second, cancelled = yard.submit(3)
+    tolerant = yard.submit(2, queue_id=yard.tolerant)
+    yard.run([first])
+    yard.finish([failed(job) for job in yard.claim([second])])
+    yard.store.cancel(cancelled, tenant_id=TENANT)
+    yard.finish([succeeded(job) for job in yard.claim(tolerant, queue=yard.tolerant)])
+    yard.store.forget(first, tenant_id=TENANT)
+    yard.store.forget(second, tenant_id=TENANT)
+    yard.store.forget(cancelled, tenant_id=TENANT)
+    assert yard.store.finished_jobs() == {yard.queue: 2, yard.tolerant: 2}
+    while yard.store.fold(limit=1000):
+        pass
+    assert yard.store.finished_jobs() == {yard.queue: 2, yard.tolerant: 2}
 
 
 def test_the_backlog_moves_with_the_jobs(yard: Yard) -> None:

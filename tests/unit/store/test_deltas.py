@@ -33,10 +33,10 @@ def test_a_new_priority_and_deadline_move_a_queued_job() -> None:
     assert deltas.backlog_rows() == [(2, 1, -6, 0, 3, 1, 30), (2, 1, 5, 0, 2, -1, -30)]
 
 
-def test_a_deleted_job_leaves_the_backlog_and_not_its_bulk() -> None:
+def test_a_deleted_job_leaves_the_backlog_for_the_retired_and_not_its_bulk() -> None:
     deltas = Deltas()
     deltas.drop(JOB._replace(state=3))
-    assert deltas.backlog_rows() == [(2, 1, 5, 3, 0, -1, -30)]
+    assert deltas.backlog_rows() == [(2, 1, 5, -4, 0, 1, 30), (2, 1, 5, 3, 0, -1, -30)]
     assert deltas.bulk_rows() == []
 
 
