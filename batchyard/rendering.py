@@ -14,9 +14,12 @@ from batchyard.jobs import State, format_id
 from batchyard.results import TensorRendering
 from batchyard.schemas import optional_rfc3339, rfc3339
 from batchyard.settings import PoolSettings
-from batchyard.store.base import BulkView, ConsumerInfo, JobView, ModelVersion
+from batchyard.store.base import BulkView, ConsumerInfo, JobView, ModelVersion, PoolDecision
 
 MEDIA_MSGPACK = "application/msgpack"
+
+STALE_SECONDS = 60.0
+"""After which a scaler's decision says nothing about the present any more."""
 
 Form = Literal["json", "msgpack"]
 
@@ -132,6 +135,22 @@ def queue(load: QueueLoad, *, oldest_ms: int | None, now_ms: int) -> schemas.Que
         oldest_queued_seconds=age_seconds(oldest_ms, now_ms=now_ms),
         eta_seconds=None if eta_seconds is None else round(eta_seconds, 3),
         consumers=load.ready,
+    )
+
+
+def decision(made: PoolDecision, *, now_ms: int) -> schemas.PoolScale:
+    """What a scaler decided, and how long ago."""
+    age = max(0, now_ms - made.decided_at_ms) / 1000
+    return schemas.PoolScale(
+        pool=made.pool,
+        replicas=made.replicas,
+        live=made.live,
+        reason=made.reason,
+        decided_at=rfc3339(made.decided_at_ms),
+        age_seconds=age,
+        stale=age > STALE_SECONDS,
+        backlog_jobs=made.backlog_jobs,
+        backlog_seconds=made.backlog_seconds,
     )
 
 

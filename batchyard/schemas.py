@@ -370,16 +370,21 @@ class Pool(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class PoolScale(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """GET /v1/pools/{pool}/scale: the number for KEDA, and why."""
+    """What the scaler decided last about a pool, and why."""
 
     pool: str
     replicas: int
     """Wanted."""
     live: int
+    """Starting or ready when it was decided."""
     reason: str
+    decided_at: str
+    age_seconds: float
+    stale: bool = False
+    """Older than 60 s: no scaler looks after the pool any more, or it does not reach the database."""
     backlog_jobs: int = 0
     backlog_seconds: float | None = None
-    decided_at: str | None = None
+    """Of one consumer's time; absent while a model's speed is unknown."""
 
 
 class PoolList(msgspec.Struct, kw_only=True, omit_defaults=True):

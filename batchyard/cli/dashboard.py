@@ -86,7 +86,6 @@ def pools_table(pools: Iterable[schemas.Pool]) -> Table:
     table.add_column("decision")
     for pool in pools:
         live = sum(consumer.state in LIVE for consumer in pool.consumers)
-        decision = "" if pool.decision is None else f"{pool.decision.replicas}: {pool.decision.reason}"
         table.add_row(
             pool.name,
             pool.capacity,
@@ -95,9 +94,17 @@ def pools_table(pools: Iterable[schemas.Pool]) -> Table:
             str(live),
             str(pool.min),
             str(pool.max),
-            decision,
+            _decision(pool.decision),
         )
     return table
+
+
+def _decision(made: schemas.PoolScale | None) -> Text:
+    """What a scaler wants of the pool; a stale one is nobody's word any more."""
+    if made is None:
+        return Text("")
+    text = f"{made.replicas}: {made.reason} ({seconds(made.age_seconds)} ago)"
+    return Text(f"stale: {text}", style="yellow") if made.stale else Text(text)
 
 
 def consumers_table(consumers: Iterable[schemas.Consumer]) -> Table:

@@ -29,6 +29,7 @@ from batchyard.store.records import (
     ModelConfig,
     ModelVersion,
     PayloadInfo,
+    PoolDecision,
     Renewal,
     Tenant,
     UsageRow,
@@ -49,6 +50,7 @@ __all__ = [
     "ModelConfig",
     "ModelVersion",
     "PayloadInfo",
+    "PoolDecision",
     "Renewal",
     "ResultRow",
     "Tenant",
@@ -258,16 +260,24 @@ class JobStore(Protocol):
     def backlog(self, *, queue_ids: Sequence[int] | None = None) -> list[BacklogRow]:
         """Sums plus unfolded deltas, empty rows left out. O(queues), never O(jobs)."""
 
-    def oldest_queued_ms(self) -> dict[int, int]:
-        """Queue id → created_at of its oldest queued job."""
     def finished_jobs(self) -> dict[int, int]:
         """Queue id → jobs that ever succeeded or failed there, kept or retired meanwhile: it never falls. O(queues)."""
 
+    def oldest_queued_ms(self) -> dict[int, int]:
+        """Queue id → created_at of its oldest queued job."""
 
     def usage(self, *, since_hour: int = 0) -> list[UsageRow]: ...
 
     def consumers(self) -> list[ConsumerInfo]:
         """Those not gone, and those that died or left within the last hour."""
+
+    # --- pools (decided by scalers) ---
+
+    def report_decision(self, decision: PoolDecision) -> None:
+        """Keep it in the place of the pool's last one."""
+
+    def decisions(self) -> list[PoolDecision]:
+        """The last one of every pool that a scaler has ever decided about, by name."""
 
     # --- payloads ---
 

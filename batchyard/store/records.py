@@ -78,6 +78,22 @@ class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
     lease_until_ms: int
 
 
+class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
+    """How many consumers a scaler wants in a pool, and why."""
+
+    pool: str
+    replicas: int
+    """Wanted."""
+    live: int
+    """Starting or ready when it was decided."""
+    reason: str
+    backlog_jobs: int
+    backlog_seconds: float | None
+    """Of one consumer's time; None while a model's speed is unknown."""
+    decided_at_ms: int
+    """By the store's clock."""
+
+
 class Renewal(msgspec.Struct, frozen=True, kw_only=True):
     """What a consumer hears when it renews its lease."""
 

@@ -341,6 +341,19 @@ leases = Table(
     Column("epoch", BigInteger, nullable=False, comment="Counts changes of holder"),
 )
 
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("replicas", Integer, nullable=False, comment="Wanted"),
+    Column("live", Integer, nullable=False, comment="Starting or ready"),
+    Column("reason", Text, nullable=False),
+    Column("backlog_jobs", BigInteger, nullable=False),
+    Column("backlog_seconds", Float, comment="Of one consumer's time; NULL while a speed is unknown"),
+    Column("decided_at", BigInteger, nullable=False),
+    comment="The last one of each pool",
+)
+
 payloads = Table(
     "payloads",
     metadata,

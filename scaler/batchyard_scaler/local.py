@@ -13,11 +13,13 @@ from batchyard.errors import BatchyardError
 from batchyard.jobs import Lane, State
 from batchyard.processes import Child, end_all
 from batchyard.settings import PoolSettings, Settings
-from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, ModelVersion
+from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, ModelVersion, PoolDecision
 from batchyard.telemetry import log_event
 from batchyard_scaler.local_policy import PoolState, QueueBacklog, decide, needed_now
 
 LOOK_SECONDS = 0.5
+REPORT_MS = 5_000
+"""How often a decision is written down while it asks for the same number."""
 DRAIN_MARGIN_SECONDS = 5.0
 """Beyond the pool's own grace, before a consumer that does not end is killed."""
 WORK = {State.QUEUED, State.RUNNING}
@@ -49,9 +51,14 @@ class LocalPool:
         """Versions that a consumer of ours has loaded, or tried to."""
 
     def look(
-        self, versions: Sequence[ModelVersion], backlog: Sequence[BacklogRow], consumers: Sequence[ConsumerInfo]
-    ) -> None:
-        """One round: count, decide, start or drain, and look after those that died."""
+        self,
+        versions: Sequence[ModelVersion],
+        backlog: Sequence[BacklogRow],
+        consumers: Sequence[ConsumerInfo],
+        *,
+        now_ms: int,
+    ) -> PoolDecision:
+        """One round: count, decide, start or drain, and look after those that died. `now_ms` is the store's clock."""
         self._bury()
         served = [version for version in versions if serves(self.settings, version)]
         queues = backlogs(served, backlog, capacity=self.settings.capacity)
@@ -78,6 +85,16 @@ class LocalPool:
             )
             self._last_replicas = decision.replicas
         self._resize(decision.replicas)
+        busy = [queue for queue in queues if queue.jobs]
+        return PoolDecision(
+            pool=self.settings.name,
+            replicas=decision.replicas,
+            live=state.live,
+            reason=decision.reason,
+            backlog_jobs=sum(queue.jobs for queue in busy),
+            backlog_seconds=total_seconds(busy),
+            decided_at_ms=now_ms,
+        )
 
     def children(self) -> list[Child]:
         """Every process that is still there, draining or not."""
@@ -134,6 +151,7 @@ class LocalScaler:
         logs = settings.state_dir / "logs"
         self._store = store
         self._pools = [LocalPool(pool, command=command(pool.name), logs=logs) for pool in settings.pools]
+        self._reported: dict[str, PoolDecision] = {}
         self._grace = max((pool.drain_seconds for pool in settings.pools), default=0.0) + DRAIN_MARGIN_SECONDS
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -149,27 +167,45 @@ class LocalScaler:
         is_away = False
         while not self._stop.wait(LOOK_SECONDS):
             try:
-                self._look()
+                self.look()
                 is_away = False
             except BatchyardError as error:
                 if not is_away:
                     log_event(log, "database_away", level=logging.WARNING, problem=error.message)
                 is_away = True
-        children = [child for pool in self._pools for child in pool.children()]
+        children = self.children()
         log_event(log, "draining", consumers=len(children))
         killed = end_all(children, grace_seconds=self._grace, hurry=self._hurry)
         log_event(log, "drained", killed=killed)
 
-    def _look(self) -> None:
+    def children(self) -> list[Child]:
+        """Every consumer's process that is still there, draining or not."""
+        return [child for pool in self._pools for child in pool.children()]
+
+    def look(self) -> None:
+        """One round over all pools; Unavailable where the database is away."""
         versions, backlog = self._store.models(), self._store.backlog()
         here = os.uname().nodename
         consumers = [info for info in self._store.consumers() if info.host == here]
         for pool in self._pools:
-            pool.look(versions, backlog, consumers)
+            self._report(pool.look(versions, backlog, consumers, now_ms=self._store.now_ms()))
+
+    def _report(self, made: PoolDecision) -> None:
+        """Write a decision down where it is another number, or the last one written has aged."""
+        last = self._reported.get(made.pool)
+        if last is None or made.replicas != last.replicas or abs(made.decided_at_ms - last.decided_at_ms) >= REPORT_MS:
+            self._store.report_decision(made)
+            self._reported[made.pool] = made
 
 
 def serves(pool: PoolSettings, version: ModelVersion) -> bool:
     return version.active and not {version.name, version.model}.isdisjoint(pool.models)
+
+
+def total_seconds(queues: Sequence[QueueBacklog]) -> float | None:
+    """Of one consumer's time; None where a speed is unknown."""
+    known = [queue.seconds for queue in queues if queue.seconds is not None]
+    return sum(known) if len(known) == len(queues) else None
 
 
 def backlogs(versions: Sequence[ModelVersion], rows: Sequence[BacklogRow], *, capacity: str) -> list[QueueBacklog]:

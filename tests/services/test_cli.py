@@ -181,12 +181,16 @@ def test_map_takes_plain_text_and_standard_input(up: Up, tmp_path: Path) -> None
 
 
 def test_status_and_models(up: Up) -> None:
+    with Client(up.url) as client:
+        assert eventually(lambda: client.status().pools[0].decision is not None)
     told = json.loads(up.run("status", "--json").stdout)
     assert {queue["model"] for queue in told["queues"]} == {"lengths@1", "moody@1"}
+    [pool] = told["pools"]
+    assert (pool["decision"]["replicas"], pool["decision"].get("stale", False)) == (1, False)
 
     shown = up.run("status").stdout
     assert "moody@1" in shown
-    assert "local" in shown
+    assert "ago)" in shown
     assert "moody@1" in up.run("models").stdout
     assert [model["name"] for model in json.loads(up.run("models", "--json").stdout)] == ["lengths", "moody"]
 

@@ -21,6 +21,7 @@ TABLES = (
     "bulks",
     "consumers",
     "counters",
+    "decisions",
     "flushes",
     "idempotency",
     "job_inputs",
@@ -289,6 +290,17 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("state = 0 AND start_by IS NOT NULL"),
         postgresql_where=sa.text("state = 0 AND start_by IS NOT NULL"),
+    )
+    op.create_table(
+        "decisions",
+        sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("replicas", sa.Integer(), nullable=False),
+        sa.Column("live", sa.Integer(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("backlog_jobs", sa.BigInteger(), nullable=False),
+        sa.Column("backlog_seconds", sa.Float(), nullable=True),
+        sa.Column("decided_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("pool"),
     )
     op.create_table(
         "leases",

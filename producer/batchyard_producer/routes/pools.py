@@ -1,4 +1,4 @@
-"""Pools and their live consumers."""
+"""Pools, their live consumers, and what was decided about their size."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ from collections.abc import Iterable, Mapping
 
 from starlette.responses import Response
 
-from batchyard import schemas
+from batchyard import rendering, schemas
 from batchyard.jobs import format_id
 from batchyard.schemas import optional_rfc3339, rfc3339
 from batchyard.store.base import ConsumerInfo
 from batchyard_producer.calls import Asked, Call, answer
+from batchyard_producer.services import Services
 
 
 async def list_pools(asked: Asked) -> Response:
-    return answer(schemas.PoolList(pools=shown_pools(asked)))
+    return answer(schemas.PoolList(pools=await shown_pools(asked.services)))
 
 
-def shown_pools(asked: Asked) -> list[schemas.Pool]:
+async def shown_pools(services: Services) -> list[schemas.Pool]:
     """The configured pools, each with the consumers that were alive at the last refresh of the catalog."""
-    snapshot = asked.services.catalog.snapshot
+    snapshot = services.catalog.snapshot
+    now_ms = services.store.now_ms()
+    decided = {
+        made.pool: rendering.decision(made, now_ms=now_ms) for made in await services.call(services.store.decisions)
+    }
     names = {number: version.name for version in snapshot.versions for number in version.queue_ids.values()}
     return [
         schemas.Pool(
@@ -31,8 +36,9 @@ def shown_pools(asked: Asked) -> list[schemas.Pool]:
             max=pool.max,
             price_per_hour=pool.price_per_hour,
             consumers=[_consumer(info, names) for info in snapshot.consumers if info.pool == pool.name],
+            decision=decided.get(pool.name),
         )
-        for pool in asked.services.settings.pools
+        for pool in services.settings.pools
     ]
 
 
@@ -61,7 +67,7 @@ CALLS = (
     Call(
         method="GET",
         path="/v1/pools",
-        summary="All pools with their live consumers",
+        summary="All pools with their live consumers and the scaler's last decision",
         tag="pools",
         handler=list_pools,
         answer=schemas.PoolList,

@@ -41,7 +41,7 @@ async def status(asked: Asked) -> Response:
             broker="up" if services.broker.is_up else "down",
             role=ROLES[services.dispatcher.is_leader],  # type: ignore[arg-type]
             queues=queues,
-            pools=shown_pools(asked),
+            pools=await shown_pools(services),
         )
     )
 

@@ -30,6 +30,9 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
             "models": {"minilm@1": {"batches": 10, "batch_size": 31.5, "budget": 1024, "seconds_per_job": 0.0035}},
         },
     )
+    decision = schemas.PoolScale(
+        pool="local", replicas=2, live=1, reason="9 jobs", decided_at="2026-01-01T00:00:00Z", age_seconds=3.0
+    )
     pool = schemas.Pool(
         name="local",
         capacity="on_demand",
@@ -39,7 +42,10 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         max=2,
         price_per_hour=0,
         consumers=[consumer],
+        decision=decision,
     )
+    stale = msgspec.structs.replace(decision, age_seconds=3725.0, stale=True)
+    left = msgspec.structs.replace(pool, name="left", decision=stale)
     queue = schemas.QueueStatus(
         model="minilm@1", lane="tolerant", queued=1234567, waiting=1, running=2, consumers=1, jobs_per_second=270.6
     )
@@ -51,7 +57,7 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         broker="up",
         role="leader",
         queues=[queue, broken],
-        pools=[pool],
+        pools=[pool, left],
     )
     out = io.StringIO()
 
@@ -60,6 +66,8 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
     shown = out.getvalue()
     for words in ("1,234,567", "271/s", "97 %", "bad@1 cannot be loaded: no such file", "31.5", "1,024", "3.50 ms"):
         assert words in shown
+    assert "  2: 9 jobs (3.0 s ago)" in shown
+    assert "  stale: 2: 9 jobs (1 h 2 min ago)" in shown
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from batchyard.errors import Unavailable
 from batchyard.jobs import format_id
 from batchyard.settings import ServerSettings
+from batchyard.store.base import PoolDecision
 from tests.unit.producer.conftest import Serve, Served
 
 NOWHERE = "0123456789abcdef"
@@ -333,6 +335,33 @@ async def test_pools_are_listed(shared_api: Served) -> None:
         ("local", "on_demand", ["echo"]),
         ("spot", "spot", ["twin"]),
     ]
+
+
+async def test_a_pool_shows_the_last_decision_and_how_old_it_is(api: Served) -> None:
+    made = PoolDecision(
+        pool="local",
+        replicas=2,
+        live=1,
+        reason="40 jobs",
+        backlog_jobs=40,
+        backlog_seconds=12.5,
+        decided_at_ms=api.store.now_ms() - 3_000,
+    )
+    api.store.report_decision(made)
+    api.store.report_decision(msgspec.structs.replace(made, pool="spot", decided_at_ms=made.decided_at_ms - 58_000))
+    api.store.report_decision(msgspec.structs.replace(made, pool="no longer configured"))
+
+    [local, spot] = (await api.get("/v1/pools")).json()["pools"]
+
+    decision = local["decision"]
+    assert (decision["replicas"], decision["live"], decision["reason"]) == (2, 1, "40 jobs")
+    assert (decision["backlog_jobs"], decision["backlog_seconds"]) == (40, 12.5)
+    assert 3 <= decision["age_seconds"] < 60
+    assert "stale" not in decision
+    assert spot["decision"]["stale"]
+    assert spot["decision"]["age_seconds"] > 60
+    shown = (await api.get("/v1/status")).json()["pools"]
+    assert [pool["decision"]["reason"] for pool in shown] == ["40 jobs", "40 jobs"]
 
 
 async def test_status_tells_of_the_whole_system(api: Served) -> None:
