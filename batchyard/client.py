@@ -161,12 +161,14 @@ class Client:
         Results come as they complete, each with its `index`, or with `ordered` in the order of the inputs. `errors`
         "raise" raises at a failed one (iterate on for the rest); "yield" hands it out with its `error`, and lets inputs
         that do not fit the model fail one by one instead of refusing them. The inputs are taken in another thread, in
-        chunks, and memory stays bounded: at most `max_in_flight` are accepted without their results having been read.
-        Results that `ordered` holds back for an earlier one count as read, and are kept until its turn.
+        chunks, and memory stays bounded: at most `max_in_flight` are accepted without their results having been read,
+        or with `ordered` handed out. So many results at most, and 256 MiB of them, wait here for an earlier one;
+        meanwhile nothing more is fed, and what else has ended waits where it is stored.
 
-        A map that was interrupted, here or there, goes on where it stopped when it is called again with the same `key`
-        and the same inputs; results then come from the first, or from `after` (an earlier run's `cursor`) on. The key
-        of a map that was given none is `Results.key`.
+        A map that was interrupted, here or there, goes on where it stopped when it is called again with the same `key`,
+        inputs and options; results then come from the first, or from `after` (an earlier run's `cursor`, in the same
+        order) on. The key of a map that was given none is `Results.key`. Where an input's job is no longer kept by
+        then, its place in the order has the error JobRetired, and in the order of completion it is left out.
         """
         key = key or calls.new_key()
         bulk = self._run(

@@ -21,7 +21,8 @@
     ├── JobError                  (the job's own code)   –     the job ended without a result
     │   ├── JobFailed
     │   ├── JobCancelled          cancelled
-    │   └── JobExpired            expired
+    │   ├── JobExpired            expired
+    │   └── JobRetired            retired                it had ended, and is no longer kept; a Gone too
     ├── ConfigurationError        invalid_configuration  –     every fault of a configuration, at once
     ├── MissingExtra              missing_extra          –     names the extra to install
     └── ModelError                                       –     raised in a consumer
@@ -167,6 +168,12 @@ class JobCancelled(JobError):
 
 class JobExpired(JobError):
     code = "expired"
+
+
+class JobRetired(JobError, Gone):
+    """The job had ended, in whichever way; what became of it is no longer kept."""
+
+    code = "retired"
 
 
 class ConfigurationError(BatchyardError):

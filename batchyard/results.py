@@ -9,11 +9,12 @@ A result is stored as `(format, body)`:
 A bulk's results travel to the SDK as `application/x-batchyard-results`, a stream of frames: four bytes, big-endian,
 with the length of what follows, then the MessagePack array
 
-    [cursor, finished, [[seq, id, index, state, custom_id, format, body], …]]
+    [cursor, finished, [[seq, id, index, state, custom_id, format, body], …], settled]
 
-`cursor` is the number to resume after; `finished` is true on the last frame of a sealed bulk whose jobs are all
-terminal; `state` is the number of a `State`; `body` is binary, and both `format` and `body` are nil for a job without a
-result (cancelled, expired). A frame without records says that the stream lives.
+`cursor` is the number to resume after, and the `seq` of the last record up to there; `finished` is true on the last
+frame of a sealed bulk whose jobs are all terminal; `state` is the number of a `State`; `body` is binary, and both
+`format` and `body` are nil for a job without a result (cancelled, expired). A frame without records says that the
+stream lives, or that the bulk has `settled`.
 """
 
 from __future__ import annotations
@@ -238,11 +239,14 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     finished: bool
     """True where nothing more will follow, now or later."""
     records: Sequence[ResultRow] = ()
+    settled: int | None = None
+    """The jobs that the bulk has so far, told once all of them have ended and stand before this cursor: one of these
+    indexes that has not been sent is no longer kept."""
 
 
-def pack_frame(cursor: int, records: Sequence[ResultRow] = (), *, finished: bool = False) -> bytes:
-    """One frame; about a thousand records are a good size. No Python runs per record."""
-    body = _plain_msgpack.encode(Frame(cursor, finished, records))
+def pack_frame(frame: Frame) -> bytes:
+    """One frame as it travels; about a thousand records are a good size. No Python runs per record."""
+    body = _plain_msgpack.encode(frame)
     return struct.pack(">I", len(body)) + body
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from batchyard.errors import ConnectionFailed, Unavailable
 from batchyard.sdk.feeding import SLOW_CHUNK_SECONDS, take
 from batchyard.sdk.http import AsyncHttp, adrive, aperform
-from batchyard.sdk.mapping import Flow, Handing, has_ended
+from batchyard.sdk.mapping import Flow, Handing
 from batchyard.sdk.reading import Result
 from batchyard.sdk.steps import Room, Step, Take, Taken
 
@@ -38,8 +38,8 @@ class AsyncResults(AsyncIterator[Result]):
 
     @property
     def cursor(self) -> int:
-        """Everything up to here has been handed out once the next result is asked for."""
-        return 0 if self._running is None else self._running.flow.reader.cursor
+        """Everything up to here has been handed out: `after` for a later run in the same order."""
+        return 0 if self._running is None else self._running.handing.cursor
 
     @property
     def bulk_id(self) -> str | None:
@@ -55,13 +55,14 @@ class AsyncResults(AsyncIterator[Result]):
             found = await self._next_batch(running)
             if found is None:
                 raise StopAsyncIteration
-            running.handing.put(found)
+            running.handing.put(found, cursor=running.flow.reader.cursor)
         return result
 
     async def batches(self) -> AsyncIterator[list[Result]]:
         """The results in lists, as they come over the wire."""
         running = await self._begun()
         while (found := await self._next_batch(running)) is not None:
+            running.handing.cursor = running.flow.reader.cursor
             if found:
                 yield found
 
@@ -166,20 +167,20 @@ async def _read(
     await feeder.wait_until(flow.has_begun)
     reader = flow.reader
     while not reader.finished:
-        ends_here = flow.gave_up and await adrive(has_ended(reader.bulk_id), lambda step: aperform(step, transport))
-        before = reader.received
+        gave_up = flow.gave_up
         try:
             async with transport.stream(reader.request()) as chunks:
                 async for chunk in chunks:
-                    found = reader.feed(chunk)
-                    count(found)
-                    feeder.wake()
-                    yield found
+                    for found in reader.feed(chunk):
+                        count(found)
+                        feeder.wake()
+                        yield found
+                    if reader.starts_over or (gave_up and reader.settled):
+                        break
         except (ConnectionFailed, Unavailable) as failure:
             await aperform(reader.pause_after(failure), transport)
-            ends_here = False
         yield []
-        if ends_here and reader.received == before:
+        if gave_up and reader.settled:
             return
 
 

@@ -30,6 +30,7 @@ try:
     from batchyard.catalog import Catalog
     from batchyard.inputs import unknown_payload
     from batchyard.payloads import ObjectStore, location_of, open_objects
+    from batchyard.result_pages import ResultPages
     from batchyard.sdk.direct_jobs import (
         LONGEST_LOOK_SECONDS,
         SHORTEST_LOOK_SECONDS,
@@ -43,8 +44,6 @@ try:
     from batchyard.ticketing import Allowance, ControlLink, TicketPublisher, queue_names
 except ModuleNotFoundError as missing:  # pragma: no cover  exercised by the test of the bare wheel
     raise MissingExtra(feature="Client.direct", extra="producer") from missing
-
-STREAM_JOBS = 4_000
 
 Handler = Callable[[Request, list[str]], Answer]
 """What answers a request, given the variable parts of its path."""
@@ -254,24 +253,22 @@ class Direct:
 
     def _frames(self, bulk_id: int, *, after: int, wait_seconds: float) -> Iterator[bytes]:
         """The bulk's results from the cursor on; an empty frame now and then; ends after a quiet `wait_seconds`."""
-        cursor, pause, end = after, SHORTEST_LOOK_SECONDS, time.monotonic() + wait_seconds
+        pages = ResultPages(self._store, bulk_id=bulk_id, tenant_id=TENANT_ID, after=after)
+        pause, end = SHORTEST_LOOK_SECONDS, time.monotonic() + wait_seconds
         while True:
-            is_finished = self._is_finished(bulk_id)
-            rows = self._store.bulk_results(bulk_id, after_seq=cursor, limit=STREAM_JOBS)
-            if rows:
-                cursor, pause, end = rows[-1].seq, SHORTEST_LOOK_SECONDS, time.monotonic() + wait_seconds
-                yield results.pack_frame(cursor, rows)
+            page = pages.next()
+            if page is not None:
+                yield results.pack_frame(page)
+                if page.finished:
+                    return
+                if page.records:
+                    pause, end = SHORTEST_LOOK_SECONDS, time.monotonic() + wait_seconds
                 continue
-            if is_finished or time.monotonic() >= end:
-                yield results.pack_frame(cursor, finished=is_finished)
+            if time.monotonic() >= end:
+                yield results.pack_frame(results.Frame(pages.cursor, False))
                 return
             time.sleep(pause)
             pause = min(pause * 1.5, LONGEST_LOOK_SECONDS)
-
-    def _is_finished(self, bulk_id: int) -> bool:
-        """Nothing can come after what `bulk_results` shows from now on."""
-        bulk = self._store.get_bulk(bulk_id, tenant_id=TENANT_ID)
-        return bulk.is_finished and not self._store.has_unnumbered(bulk_id)
 
     def _bulk(self, text: str) -> BulkView:
         return self._store.get_bulk(number_of(text, "bulk"), tenant_id=TENANT_ID)

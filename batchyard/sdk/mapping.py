@@ -20,7 +20,7 @@ DEFAULT_CHUNK_JOBS = 10_000
 """The API's own limit, unless configured otherwise."""
 
 MAX_IN_FLIGHT = 200_000
-"""Jobs of a map that are accepted and whose results have not been read."""
+"""Jobs of a map that are accepted and whose results have not been read, or in order not handed out."""
 
 
 class Flow:
@@ -29,18 +29,17 @@ class Flow:
     The feeding side writes `error` and `ended`, the reading side nothing but the reader's own counts.
     """
 
-    def __init__(self, feed: Feed, reader: Reader, *, max_in_flight: int, finished_before: int) -> None:
+    def __init__(self, feed: Feed, reader: Reader, *, max_in_flight: int) -> None:
         self.feed = feed
         self.reader = reader
         self.ended = False
         self.error: BaseException | None = None
         self._error_is_told = False
         self._max_in_flight = max_in_flight
-        self._finished_before = finished_before
 
     def has_room(self, jobs: int) -> bool:
-        in_flight = self.feed.accepted - self._finished_before - self.reader.received
-        return in_flight <= 0 or in_flight + jobs <= self._max_in_flight
+        in_flight = self.feed.accepted - self.reader.passed
+        return in_flight <= 0 or (in_flight + jobs <= self._max_in_flight and not self.reader.is_full)
 
     def has_begun(self) -> bool:
         """Results may come. Before, an error of the first chunk shall not wait for a quiet stream to end."""
@@ -62,20 +61,30 @@ class Flow:
 class Handing:
     """Hands results to the user one by one, counts them on the bar, and raises what failed where that is wanted."""
 
-    def __init__(self, *, raises: bool, bar: Bar | None) -> None:
+    def __init__(self, *, raises: bool, bar: Bar | None, cursor: int) -> None:
+        self.cursor = cursor
+        """Everything up to here has been handed out."""
         self._raises = raises
         self._bar = bar
-        self._ready: Iterator[Result] = iter(())
+        self._ready: list[Result] = []
+        self._cursor_after = cursor
 
-    def put(self, found: list[Result]) -> None:
-        self._ready = iter(found)
+    def put(self, found: list[Result], *, cursor: int) -> None:
+        """What is to be handed out next, and the cursor after it."""
+        self._ready = found[::-1]
+        self._cursor_after = cursor
 
     def next(self) -> Result | None:
-        for result in self._ready:
-            if self._raises and (error := result.error) is not None:
-                raise error
-            return result
-        return None
+        """None once everything that was put here has been handed out."""
+        if not self._ready:
+            self.cursor = self._cursor_after
+            return None
+        result = self._ready.pop()
+        if not self._ready:
+            self.cursor = self._cursor_after
+        if self._raises and (error := result.error) is not None:
+            raise error
+        return result
 
     def count(self, found: list[Result]) -> None:
         if self._bar is not None:
@@ -99,14 +108,23 @@ def prepare(
     retry_seconds: float,
 ) -> tuple[Flow, Handing]:
     """What a map, or the reading of a bulk, starts from."""
-    finished = 0 if ordered else sum(bulk.counts.get(word, 0) for word in FINISHED)
     patience = max(retry_seconds, calls.WAITING_PATIENCE_SECONDS)
-    reader = Reader(bulk.id, after=after, ordered=ordered, patience=Patience(patience))
+    passed = _passed(bulk, after=after, ordered=ordered)
+    reader = Reader(
+        bulk.id, after=after, ordered=ordered, passed=passed, max_held=max_in_flight, patience=Patience(patience)
+    )
     feed = Feed(bulk, patience=Patience(patience, through_full=True))
-    flow = Flow(feed, reader, max_in_flight=max_in_flight, finished_before=finished)
+    flow = Flow(feed, reader, max_in_flight=max_in_flight)
     title = progress if isinstance(progress, str) else bulk.model
-    bar = Bar(title, total=total, done=finished if after else 0) if progress else None
-    return flow, Handing(raises=raises, bar=bar)
+    bar = Bar(title, total=total, done=passed) if progress else None
+    return flow, Handing(raises=raises, bar=bar, cursor=after)
+
+
+def _passed(bulk: schemas.Bulk, *, after: int, ordered: bool) -> int:
+    """Jobs before the cursor. In the order of completion nobody knows; what has ended is about it until it is told."""
+    if ordered or not after:
+        return after
+    return sum(bulk.counts.get(word, 0) for word in FINISHED)
 
 
 def map_chunk_size(chunk_size: int | None, max_in_flight: int) -> int | None:
@@ -146,8 +164,8 @@ class Results(Iterator[Result]):
 
     @property
     def cursor(self) -> int:
-        """Everything up to here has been handed out once the next result is asked for; `map(after=…)` goes on here."""
-        return self._flow.reader.cursor
+        """Everything up to here has been handed out: `after` for a later run in the same order."""
+        return self._handing.cursor
 
     def __iter__(self) -> Results:
         return self
@@ -157,7 +175,7 @@ class Results(Iterator[Result]):
             found = self._next_batch()
             if found is None:
                 raise StopIteration
-            self._handing.put(found)
+            self._handing.put(found, cursor=self._flow.reader.cursor)
         return result
 
     def batches(self) -> Iterator[list[Result]]:
@@ -166,6 +184,7 @@ class Results(Iterator[Result]):
         Raises nothing for a failed input: look at `ok`.
         """
         while (found := self._next_batch()) is not None:
+            self._handing.cursor = self._flow.reader.cursor
             if found:
                 yield found
 
@@ -262,24 +281,18 @@ def _read(
     feeder.wait_until_begun()
     reader = flow.reader
     while not reader.finished:
-        ends_here = flow.gave_up and drive(has_ended(reader.bulk_id), lambda step: perform(step, transport))
-        before = reader.received
+        gave_up = flow.gave_up
         try:
             with transport.stream(reader.request()) as chunks:
                 for chunk in chunks:
-                    found = reader.feed(chunk)
-                    count(found)
-                    feeder.wake()
-                    yield found
+                    for found in reader.feed(chunk):
+                        count(found)
+                        feeder.wake()
+                        yield found
+                    if reader.starts_over or (gave_up and reader.settled):
+                        break
         except (ConnectionFailed, Unavailable) as failure:
             perform(reader.pause_after(failure), transport)
-            ends_here = False
         yield []
-        if ends_here and reader.received == before:
+        if gave_up and reader.settled:
             return
-
-
-def has_ended(bulk_id: str) -> Generator[Step, Any, bool]:
-    """Whether every job that an unsealed bulk has so far is over."""
-    bulk = yield from calls.get_bulk(bulk_id, patience=Patience(calls.WAITING_PATIENCE_SECONDS))
-    return sum(bulk.counts.get(word, 0) for word in FINISHED) >= bulk.jobs

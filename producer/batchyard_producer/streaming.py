@@ -16,14 +16,13 @@ import msgspec
 from batchyard import results
 from batchyard.errors import InvalidRequest
 from batchyard.jobs import State
-from batchyard.results import TensorRendering
+from batchyard.result_pages import ResultPages
+from batchyard.results import Frame, TensorRendering
 from batchyard.schemas import MEDIA_NDJSON
 from batchyard.store.base import JobStore, ResultRow
 from batchyard_producer.intake import Request
 from batchyard_producer.waiting import Waiting
 
-PAGE_JOBS = 4_000
-"""Results gathered in one read; a few more where the last flush is larger."""
 SIGN_OF_LIFE_SECONDS = 15.0
 """A stream without results repeats its cursor this often, so that proxies and readers know that it lives."""
 
@@ -82,14 +81,12 @@ class ResultStream:
         tenant_id: int,
     ) -> None:
         self._request = request
-        self._store = store
         self._waiting = waiting
         self._pool = pool
-        self._bulk_id = bulk_id
-        self._tenant_id = tenant_id
         self._binary = results.FRAMES_TYPE in (request.header(b"accept") or "")
         self._tensors: TensorRendering = "base64" if request.query("tensors") == "base64" else "numbers"
-        self._cursor = _read_cursor(request.query("after"))
+        after = _read_cursor(request.query("after"))
+        self._pages = ResultPages(store, bulk_id=bulk_id, tenant_id=tenant_id, after=after)
         self._wait_seconds = request.seconds("wait")
 
     async def run(self) -> None:
@@ -118,48 +115,34 @@ class ResultStream:
         with self._waiting.pace() as pace:
             while True:
                 pace.look()
-                page, finished = await loop.run_in_executor(self._pool, self._read)
-                if page:
-                    pace.found()
-                    await self._request.piece(page)
-                    end = loop.time() + self._wait_seconds
+                page, packed = await loop.run_in_executor(self._pool, self._read)
+                if page is not None:
+                    await self._request.piece(packed)
                     sign_of_life = loop.time() + SIGN_OF_LIFE_SECONDS
-                    if finished:
+                    if page.finished:
                         return
+                    if page.records:
+                        pace.found()
+                        end = loop.time() + self._wait_seconds
                     continue
                 left = end - loop.time()
                 if left <= 0 or self._waiting.is_draining:
-                    await self._request.piece(self._pack((), finished=False))
+                    await self._request.piece(self._pack(Frame(self._pages.cursor, False)))
                     return
                 if loop.time() >= sign_of_life:
-                    await self._request.piece(self._pack((), finished=False))
+                    await self._request.piece(self._pack(Frame(self._pages.cursor, False)))
                     sign_of_life = loop.time() + SIGN_OF_LIFE_SECONDS
                 await pace.rest(min(left, sign_of_life - loop.time()))
 
-    def _read(self) -> tuple[bytes, bool]:
-        """The next page, packed, and whether it is the last; nothing where there is nothing new. In a thread."""
-        rows = self._store.bulk_results(self._bulk_id, after_seq=self._cursor, limit=PAGE_JOBS)
-        if rows:
-            self._cursor = rows[-1].seq
-            return self._pack(rows, finished=False), False
-        if not self._is_finished():
-            return b"", False
-        # What ended between the two looks.
-        rows = self._store.bulk_results(self._bulk_id, after_seq=self._cursor, limit=PAGE_JOBS)
-        if rows:
-            self._cursor = rows[-1].seq
-            return self._pack(rows, finished=False), False
-        return self._pack((), finished=True), True
+    def _read(self) -> tuple[Frame | None, bytes]:
+        """The next page and how it travels; None where there is nothing new. In a thread."""
+        page = self._pages.next()
+        return page, b"" if page is None else self._pack(page)
 
-    def _is_finished(self) -> bool:
-        """Nothing can come after what `bulk_results` shows from now on."""
-        bulk = self._store.get_bulk(self._bulk_id, tenant_id=self._tenant_id)
-        return bulk.is_finished and not self._store.has_unnumbered(self._bulk_id)
-
-    def _pack(self, rows: Sequence[ResultRow], *, finished: bool) -> bytes:
+    def _pack(self, page: Frame) -> bytes:
         if self._binary:
-            return results.pack_frame(self._cursor, rows, finished=finished)
-        return ndjson(rows, cursor=self._cursor, finished=finished, tensors=self._tensors)
+            return results.pack_frame(page)
+        return ndjson(page.records, cursor=page.cursor, finished=page.finished, tensors=self._tensors)
 
 
 def _read_cursor(text: str | None) -> int:

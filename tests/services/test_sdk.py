@@ -1,7 +1,7 @@
 """The SDK against everything that `batchyard up` runs."""
 
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from batchyard import (
     InvalidRequest,
     JobCancelled,
     JobFailed,
+    JobRetired,
     NotFound,
+    Result,
     TooLarge,
     UnknownModel,
     WaitTimeout,
@@ -179,6 +181,33 @@ def test_a_bulk_can_be_fed_steered_and_read(client: Client) -> None:
     assert bulk.counts == {"succeeded": 150}
     with pytest.raises(Conflict):
         bulk.add([echo(1)])
+
+
+def test_a_result_that_is_no_longer_kept_has_its_place_in_the_order(client: Client) -> None:
+    label = f"holes-{client._transport.__class__.__name__}"
+    inputs = [echo(n) for n in range(30)]
+
+    def broken() -> Iterator[Any]:
+        yield from inputs[:20]
+        raise ZeroDivisionError
+
+    def mapped(given: Iterable[Any]) -> list[Result]:
+        # No more than two are in flight: were the forgotten ones among them for ever, nothing would be fed.
+        return list(
+            client.map("moody", given, key=label, labels=[label], ordered=True, errors="yield", max_in_flight=2)
+        )
+
+    with pytest.raises(ZeroDivisionError):
+        mapped(broken())
+    jobs = sorted(client.jobs(label=label), key=lambda job: job.id)
+    for job in client.lookup(jobs[3:5], wait=30):
+        job.forget()
+
+    found = mapped(inputs)
+
+    assert [result.index for result in found] == list(range(30))
+    assert [result.index for result in found if isinstance(result.error, JobRetired)] == [3, 4]
+    assert [result.value for result in found if result.ok] == [n for n in range(30) if n not in {3, 4}]
 
 
 @pytest.mark.usefixtures("paused")

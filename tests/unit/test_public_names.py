@@ -30,6 +30,7 @@ PUBLIC = [
     "JobError",
     "JobExpired",
     "JobFailed",
+    "JobRetired",
     "MissingExtra",
     "Model",
     "NotFound",

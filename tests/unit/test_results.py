@@ -202,16 +202,19 @@ def rows(count: int) -> list[ResultRow]:
 
 @pytest.mark.parametrize("size", [1, 3, 1000, 10**6])
 def test_frames_survive_any_cutting(size: int) -> None:
-    stream = results.pack_frame(3, rows(100)) + results.pack_frame(3) + results.pack_frame(9, rows(5), finished=True)
-    frames = list(results.unpack_frames(stream[start : start + size] for start in range(0, len(stream), size)))
-    assert [(frame.cursor, frame.finished, len(frame.records)) for frame in frames] == [
-        (3, False, 100),
-        (3, False, 0),
-        (9, True, 5),
+    sent = [
+        results.Frame(3, False, rows(100)),
+        results.Frame(3, False),
+        results.Frame(3, False, settled=100),
+        results.Frame(9, True, rows(5), settled=105),
     ]
-    assert frames[0].records == rows(100)
+    stream = b"".join(map(results.pack_frame, sent))
+    frames = list(results.unpack_frames(stream[start : start + size] for start in range(0, len(stream), size)))
+    assert [(frame.cursor, frame.finished, list(frame.records), frame.settled) for frame in frames] == [
+        (frame.cursor, frame.finished, list(frame.records), frame.settled) for frame in sent
+    ]
 
 
 def test_a_stream_cut_short_yields_what_was_whole() -> None:
-    stream = results.pack_frame(1, rows(2)) + results.pack_frame(2, rows(2))[:-1]
+    stream = b"".join(results.pack_frame(results.Frame(cursor, False, rows(2))) for cursor in (1, 2))[:-1]
     assert [frame.cursor for frame in results.unpack_frames([stream])] == [1]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from batchyard.jobs import State, format_id
-from batchyard.results import FRAMES_TYPE, FrameReader
+from batchyard.results import FRAMES_TYPE, Frame, FrameReader
 from tests.services.api.test_submitting import problem
 from tests.services.api.yard import Yard
 
@@ -188,6 +188,32 @@ def test_frames_carry_the_same_results(yard: Yard) -> None:
     by_index = {line["index"]: line for line in lines(yard.client.get(f"/v1/bulks/{bulk}/results")) if "index" in line}
     assert by_index[0]["custom_id"] == "one"
     assert by_index[3] == {"index": 3, "id": format_id(ids[3]), "state": "cancelled"}
+
+
+def test_frames_tell_when_all_jobs_so_far_have_ended(yard: Yard) -> None:
+    """An index that has not been sent by then is no longer kept."""
+    bulk = yard.bulk()
+    yard.feed(bulk, ["a", "b", "c"], key="0")
+    ids = sorted(int(job["id"], 16) for job in yard.client.get("/v1/jobs").json()["jobs"])
+    yard.finish(ids[:2])
+    assert {frame.settled for frame in _frames(yard, bulk)} == {None}
+
+    yard.finish(ids[2:])
+    until(lambda: any(frame.settled for frame in _frames(yard, bulk)))
+    yard.client.delete(f"/v1/jobs/{format_id(ids[1])}")
+    frames = _frames(yard, bulk)
+    assert [frame.settled for frame in frames if frame.settled is not None] == [3]
+    assert sorted(row.index for frame in frames for row in frame.records) == [0, 2]
+    assert not any(frame.finished for frame in frames)
+
+    yard.client.post(f"/v1/bulks/{bulk}/seal")
+    last = _frames(yard, bulk)[-1]
+    assert (last.finished, last.settled) == (True, 3)
+
+
+def _frames(yard: Yard, bulk: str) -> list[Frame]:
+    answer = yard.client.get(f"/v1/bulks/{bulk}/results", params={"wait": 0.3}, headers={"Accept": FRAMES_TYPE})
+    return FrameReader().feed(answer.content)
 
 
 def test_a_stream_of_an_open_bulk_ends_after_the_wait(yard: Yard) -> None:

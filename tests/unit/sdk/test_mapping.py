@@ -1,5 +1,6 @@
 """Maps against a bulk in memory: everything arrives once, whatever breaks."""
 
+import asyncio
 import itertools
 import threading
 import time
@@ -8,9 +9,20 @@ from typing import Any, Literal
 
 import pytest
 
-from batchyard.client import Client, Results
-from batchyard.errors import Conflict, ConnectionFailed, InvalidInput, JobFailed, QueueFull, Unavailable
-from tests.unit.sdk.fake_api import FakeApi
+from batchyard.aclient import AsyncClient
+from batchyard.client import Client, Result, Results
+from batchyard.errors import (
+    Conflict,
+    ConnectionFailed,
+    Gone,
+    InvalidInput,
+    JobFailed,
+    JobRetired,
+    QueueFull,
+    Unavailable,
+)
+from batchyard.sdk.reading import Reader
+from tests.unit.sdk.fake_api import AsyncFakeApi, FakeApi
 
 
 def client_of(api: FakeApi) -> Client:
@@ -28,6 +40,27 @@ def run(
     **options: Any,
 ) -> Results:
     return client_of(api).map("echo", inputs, errors=errors, **options)
+
+
+def read(api: FakeApi, inputs: Iterable[Any], *, driver: str, readers: list[Reader], **options: Any) -> list[Result]:
+    """All results, by a thread or by a task; `readers` has the reader meanwhile."""
+    if driver == "asyncio":
+        return asyncio.run(_aread(api, inputs, readers, options))
+    results = run(api, inputs, **options)
+    readers.append(results._flow.reader)
+    return list(results)
+
+
+async def _aread(api: FakeApi, inputs: Iterable[Any], readers: list[Reader], options: dict[str, Any]) -> list[Result]:
+    async with AsyncClient("http://127.0.0.1:1") as client:
+        await client._transport.close()
+        client._transport = AsyncFakeApi(api)  # type: ignore[assignment]
+        async with client.map("echo", inputs, errors="yield", **options) as results:
+            readers.append((await results._begun()).flow.reader)
+            return [result async for result in results]
+
+
+both_drivers = pytest.mark.parametrize("driver", ["threads", "asyncio"])
 
 
 def test_every_input_has_its_result_once() -> None:
@@ -240,3 +273,143 @@ def test_results_that_nobody_holds_stop_feeding() -> None:
 
 def test_batches_are_the_same_results() -> None:
     assert sorted(r.value for batch in run(FakeApi(), range(100)).batches() for r in batch) == list(range(100))
+
+
+# --- in order, behind a job that does not end ---
+
+
+def held(readers: list[Reader]) -> int:
+    """Results that wait for their turn."""
+    [reader] = readers
+    assert reader._order is not None
+    return len(reader._order._held)
+
+
+@both_drivers
+def test_feeding_stops_behind_a_stuck_job(driver: str) -> None:
+    api, readers, seen, fed = FakeApi(), list[Reader](), list[tuple[int, int]](), list[int]()
+    api.stuck = {0}
+
+    def look() -> None:
+        seen.append((len(api.inputs), held(readers)))
+        # For a while the reader has all but the stuck one, and no more is fed.
+        if api.stuck and (seen[-20:] == [(1000, 999)] * 20 or len(api.inputs) > 1000):
+            fed.append(len(api.inputs))
+            api.end(0)
+
+    api.on_frame = look
+    found = read(api, range(5000), driver=driver, readers=readers, ordered=True, max_in_flight=1000)
+
+    assert [result.value for result in found] == list(range(5000))
+    assert fed == [1000]
+    assert max(waiting for _, waiting in seen) < 1000
+
+
+@both_drivers
+def test_little_is_held_behind_a_stuck_job_however_many_others_have_ended(driver: str) -> None:
+    """An interrupted run had fed it all."""
+    api, readers, seen = FakeApi(chunk_size=10_000, frame_jobs=1000), list[Reader](), list[int]()
+    api.inputs, api.stuck = list(range(100_001)), {0}
+
+    def look() -> None:
+        seen.append(held(readers))
+        if api.delivered == 100_000 and api.stuck:
+            api.end(0)
+
+    api.on_frame = look
+    found = read(api, range(100_001), driver=driver, readers=readers, ordered=True, max_in_flight=5000)
+
+    assert [result.value for result in found] == list(range(100_001))
+    assert 1000 < max(seen) <= 5000
+
+
+@both_drivers
+def test_what_is_no_longer_kept_has_its_place_in_the_order_and_stops_nothing(driver: str) -> None:
+    api, readers = FakeApi(), list[Reader]()
+    api.inputs, api.stuck = list(range(4000)), {2}
+    api.retired = {1, *range(100, 3000)}
+    api.streams_cut_after = 50
+    api.on_frame = lambda: api.end(2) if api.delivered == 3999 and api.stuck else None
+
+    found = read(api, range(6000), driver=driver, readers=readers, ordered=True, max_in_flight=500)
+
+    assert [result.index for result in found] == list(range(6000))
+    assert [result.index for result in found if not result.ok] == sorted(api.retired)
+    assert [result.value for result in found if result.ok] == [n for n in range(6000) if n not in api.retired]
+    hole = found[1]
+    assert (hole.state, hole.id, hole.custom_id) == ("retired", "", None)
+    assert isinstance(hole.error, JobRetired)
+    assert isinstance(hole.error, Gone)
+    assert (hole.error.code, hole.error.details["index"]) == ("retired", 1)
+    with pytest.raises(JobRetired, match="no longer kept"):
+        _ = hole.value
+    with pytest.raises(JobRetired):
+        hole.json()
+
+
+@both_drivers
+def test_what_is_no_longer_kept_stops_no_map_in_order_of_completion(driver: str) -> None:
+    api, readers = FakeApi(), list[Reader]()
+    api.inputs, api.retired = list(range(4000)), set(range(3000))
+
+    found = read(api, range(6000), driver=driver, readers=readers, max_in_flight=500)
+
+    assert sorted(result.value for result in found) == list(range(3000, 6000))
+    assert api.inputs == list(range(6000))
+
+
+def test_what_is_no_longer_kept_is_raised_where_errors_are() -> None:
+    api = FakeApi()
+    api.inputs, api.retired = list(range(3)), {1}
+    results = run(api, range(3), errors="raise", ordered=True)
+    assert next(results).value == 0
+
+    with pytest.raises(JobRetired, match="index 1"):
+        next(results)
+
+    assert [result.value for result in results] == [2]
+
+
+def test_a_failed_feed_ends_a_map_in_order_behind_a_hole() -> None:
+    api = FakeApi()
+    api.inputs, api.retired = list(range(100)), {50}
+
+    def inputs() -> Iterator[int]:
+        yield from range(100)
+        raise ZeroDivisionError
+
+    results, seen = run(api, inputs(), ordered=True), list[int]()
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(result.index for result in results)
+    seen.extend(result.index for result in results)
+
+    assert seen == list(range(100))
+
+
+# --- cursors ---
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("taken", [0, 10, 30, 45])
+def test_a_cursor_is_never_beyond_what_was_handed_out(taken: int, *, ordered: bool) -> None:
+    api = FakeApi()
+    first = run(api, range(100), ordered=ordered)
+    seen = [next(first).value for _ in range(taken)]
+    cursor = first.cursor
+    assert cursor <= taken
+    for _ in first:
+        pass
+
+    rest = [result.value for result in run(api, range(100), ordered=ordered, after=cursor)]
+
+    assert {*seen, *rest} == set(range(100))
+    assert len(rest) == 100 - cursor
+
+
+def test_a_cursor_of_batches_is_behind_the_batch() -> None:
+    results = run(FakeApi(), range(100))
+    batches = results.batches()
+
+    assert [result.value for result in next(batches)] == list(range(30))[::-1]
+    assert results.cursor == 30
+    results.close()
