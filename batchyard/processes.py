@@ -1,8 +1,12 @@
 """Child processes that are looked after: started, restarted with back-off when they die, ended in order.
 
 Used by `up` for the API and the scaler, and by the local scaler for consumers. A child runs in a session of its own,
-so that Ctrl-C at the terminal reaches the one who looks after it and nobody else; and it notices by itself when that
-one is gone (`end_with_parent`).
+so that Ctrl-C at the terminal reaches the one who looks after it and nobody else.
+
+A child lives no longer than its parent: its standard input is a pipe whose other end only the parent holds, so that it
+reads the end of it the moment the parent is gone, however that happened, be it before the child looked for the first
+time. Linux's PR_SET_PDEATHSIG would do the same for one system only, and for the thread that forked rather than for the
+process; asking for the parent's id again and again does not tell a dead parent from a living process 1.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-PARENT = "BATCHYARD_PARENT_PID"
-"""Tells a child whom to outlive by no more than a moment."""
+CHILD = "BATCHYARD_CHILD"
+"""Set for a child: its standard input tells whether its parent lives."""
 
-PARENT_CHECK_SECONDS = 0.5
+ORPHAN_SECONDS = 2.0
+"""What a child whose parent is gone has for ending in order, and again for ending at once."""
+HURRY_SECONDS = 1.0
+"""What children have for ending at once, where they were asked again."""
 LOG_BYTES = 8 * 1024 * 1024
 """A log that is longer when its process starts is set aside as NAME.old."""
 
@@ -75,12 +82,17 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self.status is None
 
     @property
     def status(self) -> int | None:
         """How the last run ended; negative: by that signal. None while it runs."""
-        return None if self._process is None else self._process.poll()
+        if self._process is None:
+            return None
+        status = self._process.poll()
+        if status is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        return status
 
     @property
     def deaths(self) -> int:
@@ -96,11 +108,11 @@ class Child:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log if self._on_line is None else subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**self._defaults, **os.environ, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+                env={**self._defaults, **os.environ, CHILD: "1", "PYTHONUNBUFFERED": "1"},
             )
         if self._on_line is not None:
             assert self._process.stdout is not None
@@ -149,11 +161,9 @@ class Child:
         """Whether it has ended within the time."""
         if self._process is None:
             return True
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return not self.is_running
 
     def tail(self, lines: int = 15) -> str:
         """The end of its log."""
@@ -180,37 +190,53 @@ class Child:
 
 
 def end_with_parent() -> None:
-    """In a child: end in order as soon as the process that looks after it is gone, even if that was killed."""
-    parent = os.environ.get(PARENT)
-    if parent is None or os.getppid() != int(parent):
-        # Started by hand from a child's environment, or the parent died before we came here.
-        if parent is not None and os.getppid() == 1:
-            raise SystemExit(1)
+    """In a child: end in order as soon as its parent is gone; at once where that takes long, and then by force.
+
+    Called before anything else is started: the variable and the pipe are for this process alone.
+    """
+    if os.environ.pop(CHILD, None) is None:
         return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(PARENT_CHECK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="batchyard-parent", daemon=True).start()
+    lifeline = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    threading.Thread(target=_outlive_nobody, args=(lifeline,), name="batchyard-parent", daemon=True).start()
 
 
-def end_all(children: Sequence[Child], *, grace_seconds: float, hurry: threading.Event | None = None) -> list[str]:
-    """Ask all to end, wait for them together, and kill those that do not; returns the names of the killed."""
+def _outlive_nobody(lifeline: int) -> None:
+    while os.read(lifeline, 1):  # nobody writes; the end comes with the parent's
+        pass
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        os.kill(os.getpid(), number)
+        time.sleep(ORPHAN_SECONDS)
+
+
+def end_all(
+    children: Sequence[Child],
+    *,
+    grace_seconds: float,
+    hurry: threading.Event | None = None,
+    hurry_seconds: float = HURRY_SECONDS,
+) -> list[str]:
+    """Ask all to end, wait for them together, and kill those that do not; returns the names of the killed.
+
+    As soon as `hurry` is set, those left are asked once more and have `hurry_seconds`.
+    """
     for child in children:
-        child.ask_to_end()
+        if not child.ending:  # for one that drains already this would mean to hurry
+            child.ask_to_end()
     end = time.monotonic() + grace_seconds
-    for child in children:
-        while not child.wait(min(0.1, max(0.0, end - time.monotonic()))):
-            if time.monotonic() >= end or (hurry is not None and hurry.is_set()):
-                break
-    killed = [child for child in children if child.is_running]
-    for child in killed:
+    while (left := [child for child in children if child.is_running]) and time.monotonic() < end:
+        if hurry is not None and hurry.is_set():
+            hurry, end = None, min(end, time.monotonic() + hurry_seconds)
+            for child in left:
+                child.ask_to_end()
+        left[0].wait(0.05)
+    for child in left:
         child.kill()
-    for child in killed:
+    for child in left:
         child.wait(5.0)
-    return [child.name for child in killed]
+    return [child.name for child in left]
 
 
 def _set_aside(log: Path) -> None:

@@ -51,14 +51,17 @@ def socket_path(state_dir: Path) -> Path:
 class EmbeddedValkey:
     """A Valkey of our own, without persistence, on a socket that only this user can open. Owned by one thread.
 
-    Tickets are hints, so nothing is lost with it. One process at a time may hold the Valkey of a state folder; what a
-    killed one left running is ended before a new one starts.
+    Tickets are hints, so nothing is lost with it. One process at a time may hold the Valkey of a state folder. It does
+    not outlive its owner: a guard, a shell that waits for the end of a pipe whose other end only the owner holds, kills
+    it as soon as the owner is gone. (A foreign program cannot watch the pipe by itself; see `processes` for why a
+    pipe.) Were the guard killed too, the next owner ends what it finds.
     """
 
     def __init__(self, state_dir: Path) -> None:
         self._folder = state_dir.resolve() / "valkey"
         self._socket = socket_path(state_dir)
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
         self.url = f"redis+socket://{quote(str(self._socket))}"
 
@@ -86,6 +89,7 @@ class EmbeddedValkey:
         """
         if self.is_running:
             return
+        self._dismiss_guard()
         _private_folder(self._folder)
         _private_folder(self._socket.parent)
         if self._lock is None:
@@ -102,6 +106,7 @@ class EmbeddedValkey:
                 cwd=self._folder,
                 start_new_session=True,
             )
+        self._guard = _guard(self._process.pid)
         self._await_answer()
 
     def stop(self) -> None:
@@ -117,9 +122,19 @@ class EmbeddedValkey:
                 process.kill()
                 process.wait()
             self._socket.unlink(missing_ok=True)
+        self._dismiss_guard()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _dismiss_guard(self) -> None:
+        """Killed before the pipe is closed, so that it kills nobody."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.kill()
+            guard.wait()
+            assert guard.stdin is not None
+            guard.stdin.close()
 
     def _await_answer(self) -> None:
         give_up = time.monotonic() + START_SECONDS
@@ -156,6 +171,18 @@ def _binary() -> Path:
                 f"no Valkey for {sys.platform}: install valkey-server or redis-server, or set broker.url"
             ) from error
         return Path(installed)
+
+
+def _guard(pid: int) -> subprocess.Popen[bytes]:
+    """Kills the process as soon as ours is gone."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _ || kill -KILL "$1"', "batchyard-guard", str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
 
 
 def _private_folder(folder: Path) -> None:

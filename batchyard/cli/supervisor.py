@@ -27,8 +27,10 @@ READY_SECONDS = 60.0
 LOOK_SECONDS = 0.2
 MOST_DEATHS = 5
 """In a row, each soon after its start: then there is no point in going on."""
-API_GRACE_SECONDS = 8.0
-SCALER_MARGIN_SECONDS = 8.0
+END_MARGIN_SECONDS = 3.0
+"""Beyond the pools' drain_seconds, before what has not ended is killed. More than the scaler gives its consumers."""
+HURRY_SECONDS = 2.0
+"""After a second Ctrl-C. More than the scaler gives its consumers then."""
 
 SHOWN_EVENTS = {"pool_scaled", "consumer_died", "consumer_killed", "database_away", "batch_failed", "model_load_failed"}
 
@@ -137,13 +139,18 @@ class Supervisor:
         return 0
 
     def _end(self) -> None:
-        """Consumers first, so that they can still write; then the API. The Valkey goes last, with the stack."""
+        """All at once: consumers write to the database, so nobody needs the API. The Valkey goes last, with the stack:
+        what consumers hand back is ticketed there."""
         if self._scaler.is_running:
             self._say(
                 "draining: running batches finish, queued jobs stay for the next time (Ctrl-C again ends at once)"
             )
-        killed = end_all([self._scaler], grace_seconds=self._drain_seconds + SCALER_MARGIN_SECONDS, hurry=self._hurry)
-        killed += end_all([self._api], grace_seconds=API_GRACE_SECONDS, hurry=self._hurry)
+        killed = end_all(
+            [self._scaler, self._api],
+            grace_seconds=self._drain_seconds + END_MARGIN_SECONDS,
+            hurry=self._hurry,
+            hurry_seconds=HURRY_SECONDS,
+        )
         self._say(f"ended; {' and '.join(killed)} had to be killed" if killed else "ended")
 
     def _show(self, line: bytes) -> None:

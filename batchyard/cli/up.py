@@ -21,8 +21,8 @@ from batchyard.configuration import CONFIG_NAME, EXAMPLE
 def up(invocation: Invocation, /, *, bind: str | None, verbose: bool) -> int:
     """Run everything on this machine: the API, the database, the broker, and each pool's consumers.
 
-    Ctrl-C (or SIGTERM) lets running batches finish, keeps what is queued for the next time, and ends; a second Ctrl-C
-    ends at once.
+    Ctrl-C (or SIGTERM) lets running batches finish, keeps what is queued for the next time, and ends: within the
+    longest drain_seconds of a pool and about three seconds more. A second Ctrl-C ends at once.
     """
     settings = invocation.settings(**{"server.bind": bind})
     if settings.config_path is None and not settings.models:

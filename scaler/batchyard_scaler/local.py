@@ -22,6 +22,8 @@ REPORT_MS = 5_000
 """How often a decision is written down while it asks for the same number."""
 DRAIN_MARGIN_SECONDS = 5.0
 """Beyond the pool's own grace, before a consumer that does not end is killed."""
+END_MARGIN_SECONDS = 1.5
+"""The same when everything ends, where somebody waits: a consumer that is killed loses nothing but its lease."""
 WORK = {State.QUEUED, State.RUNNING}
 """A job that waits for its next try is no work until it is due."""
 
@@ -152,7 +154,7 @@ class LocalScaler:
         self._store = store
         self._pools = [LocalPool(pool, command=command(pool.name), logs=logs) for pool in settings.pools]
         self._reported: dict[str, PoolDecision] = {}
-        self._grace = max((pool.drain_seconds for pool in settings.pools), default=0.0) + DRAIN_MARGIN_SECONDS
+        self._grace = max((pool.drain_seconds for pool in settings.pools), default=0.0) + END_MARGIN_SECONDS
         self._stop = threading.Event()
         self._hurry = threading.Event()
 

@@ -370,14 +370,32 @@ def test_a_state_folder_has_one_private_valkey(tmp_path: Path) -> None:
         EmbeddedValkey(tmp_path).start()
 
 
-def test_what_a_killed_owner_left_running_is_ended(tmp_path: Path) -> None:
-    orphaned = (
-        "import os, sys, pathlib; from batchyard.broker.embedded import EmbeddedValkey;"
-        "EmbeddedValkey(pathlib.Path(sys.argv[1])).start(); os.kill(os.getpid(), 9)"
+def killed_owner(folder: Path, *, first: str = "pass") -> Broker:
+    """Start a private Valkey in a process that is killed then; a client of that Valkey, which is up."""
+    owner = (
+        "import sys, pathlib; from batchyard.broker.embedded import EmbeddedValkey;"
+        f"valkey = EmbeddedValkey(pathlib.Path(sys.argv[1])); valkey.start(); {first};"
+        "print('up', flush=True); sys.stdin.read()"
     )
-    subprocess.run([sys.executable, "-c", orphaned, str(tmp_path)], timeout=30)
-    leftover = Broker(f"redis+socket://{socket_path(tmp_path)}")
-    leftover.publish("q", 1, [1])
+    command = [sys.executable, "-c", owner, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        broker = Broker(f"redis+socket://{socket_path(folder)}")
+        broker.publish("q", 1, [1])
+        process.kill()
+    return broker
+
+
+def test_a_private_valkey_ends_with_its_owner(tmp_path: Path) -> None:
+    broker = killed_owner(tmp_path)
+    until(lambda: not succeeds(lambda: broker.depth("q")))
+    broker.close()
+
+
+def test_what_a_killed_owner_left_running_is_ended(tmp_path: Path) -> None:
+    leftover = killed_owner(tmp_path, first="valkey._guard.kill()")
+    assert leftover.depth("q") == 1
     with EmbeddedValkey(tmp_path):
         assert leftover.depth("q") == 0
     leftover.close()

@@ -4,9 +4,10 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,20 @@ import psutil
 import pytest
 
 from batchyard import Client
+from batchyard.jobs import State
+from batchyard.store.open import open_store
 from tests.services.up import CONFIG, Up, command, environment, eventually, running_up
+
+FROZEN = """
+import ctypes
+from batchyard.model import Model
+
+class Frozen(Model):
+    def forward(self, items):
+        # Without giving up the interpreter's lock: no other thread runs, and no signal is heard.
+        ctypes.PyDLL(None).sleep(60)
+        return items
+"""
 
 
 @pytest.fixture(scope="module")
@@ -293,16 +307,54 @@ def test_up_ends_within_seconds_and_the_next_one_resumes(tmp_path: Path) -> None
         up.start()
         with Client(up.url) as client:
             assert eventually(lambda: any(job.state == "running" for job in client.lookup(jobs)))
-        # The private Valkey stays until the next start, which ends it; nothing is in it that would be missed.
-        children = [*up.children("api"), *up.children("scaler"), *up.children("worker")]
-        assert len(children) == 3
+        children = up.children()
+        assert [_is(word, children) for word in ("api", "scaler", "worker", "valkey")] == [1, 1, 1, 1]
         up.kill()
-        assert eventually(lambda: not [child for child in children if _is_alive(child)])
+        assert eventually(lambda: not [child for child in children if _is_alive(child)], seconds=15)
 
         up.start()
         with Client(up.url) as client:
             states = {job.state for job in client.lookup(jobs, wait=60, until="all")}
         assert states == {"succeeded"}
+
+
+@pytest.mark.slow
+def test_up_ends_in_the_stated_time_whoever_is_stubborn(tmp_path: Path) -> None:
+    """A consumer that hears no signal, and a request under way that never comes to its end."""
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    config = CONFIG + '[models.frozen]\nruntime = "frozen:Frozen"\n'
+    with running_up(tmp_path, config=config.replace('"moody"', '"frozen", "moody"')) as up:
+        with Client(up.url) as client:
+            job = client.submit("frozen", 1)
+            assert eventually(lambda: client.get(job.id).state == "running")
+        host, _, port = up.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /v1/models/moody/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            children = up.children()
+            begun = time.monotonic()
+            assert up.stop(signal.SIGINT) == 0
+            # drain_seconds is 3; a busy machine has two more to get there.
+            assert time.monotonic() - begun < 3 + 3 + 2
+        assert not [child for child in children if _is_alive(child)]
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once_and_hands_everything_back(tmp_path: Path) -> None:
+    with running_up(tmp_path, config=CONFIG.replace("drain_seconds = 3", "drain_seconds = 90")) as up:
+        with Client(up.url) as client:
+            long = client.submit("moody", {"do": "sleep", "value": 60})
+            assert eventually(lambda: client.get(long.id).state == "running")
+        children = up.children()
+        up.send(signal.SIGINT)
+        assert eventually(lambda: any(line.startswith("draining") for line in up.lines))
+        begun = time.monotonic()
+        assert up.stop(signal.SIGINT) == 0
+        assert time.monotonic() - begun < 5
+        assert not [child for child in children if _is_alive(child)]
+
+        store = open_store("sqlite", state_dir=tmp_path / ".batchyard")
+        assert [(row.state, row.jobs) for row in store.backlog()] == [(State.QUEUED, 1)]
+        store.close()
 
 
 @pytest.mark.slow
@@ -337,6 +389,11 @@ def test_up_tells_why_it_cannot_start(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "sesame" not in done.stdout + done.stderr
+
+
+def _is(word: str, processes: Sequence[psutil.Process]) -> int:
+    """How many of the processes are that."""
+    return sum(word in process.cmdline() or word in process.name() for process in processes)
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -85,10 +85,14 @@ class Up:
         if not eventually(lambda: any(line.startswith("Ctrl-C") for line in self.lines), seconds=UP_SECONDS):
             raise AssertionError("batchyard up did not come up:\n" + "\n".join(self.lines))
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal and wait; returns the exit status."""
+    def send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and wait; returns the exit status."""
+        self.send(number)
+        assert self._process is not None
         status = self._process.wait(60)
         self._reader.join(10)
         return status

@@ -4,13 +4,30 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from batchyard.processes import Backoff, Child, end_all
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+COUNTER = """
+import signal, sys, time
+asked = []
+def handle(*_):
+    asked.append(1)
+    print(len(asked), flush=True)
+    if len(asked) == 2:
+        sys.exit()
+signal.signal(signal.SIGTERM, handle)
+print("up", flush=True)
+while True:
+    time.sleep(60)
+"""
+"""Says how often it was asked to end, and does so the second time."""
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 
 
@@ -80,19 +97,69 @@ def test_lines_are_logged_and_passed_on(tmp_path: Path) -> None:
     assert child.tail() == "one\ntwo"
 
 
-def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    grandchild = "from batchyard.processes import end_with_parent; import time; end_with_parent(); time.sleep(60)"
+def test_those_that_drain_already_are_not_hurried(tmp_path: Path) -> None:
+    draining, ready = child_of(tmp_path / "a", COUNTER), child_of(tmp_path / "b", COUNTER)
+    for child in (draining, ready):
+        child.start()
+        assert eventually(lambda child=child: child.tail() == "up")  # type: ignore[misc]
+    draining.ask_to_end()
+    assert eventually(lambda: draining.tail() == "up\n1")
+
+    assert end_all([draining, ready], grace_seconds=0.5) == ["the child", "the child"]
+
+    assert (draining.tail(), ready.tail()) == ("up\n1", "up\n1")
+
+
+def test_in_a_hurry_they_are_asked_again_and_soon_killed(tmp_path: Path) -> None:
+    patient, stubborn = child_of(tmp_path / "a", COUNTER), child_of(tmp_path / "b", STUBBORN)
+    stubborn.name = "the stubborn one"
+    for child in (patient, stubborn):
+        child.start()
+        assert eventually(lambda child=child: child.tail() == "up")  # type: ignore[misc]
+    hurry = threading.Event()
+    threading.Timer(0.3, hurry.set).start()
+    begun = time.monotonic()
+
+    assert end_all([patient, stubborn], grace_seconds=60, hurry=hurry, hurry_seconds=3) == ["the stubborn one"]
+
+    assert time.monotonic() - begun < 30
+    assert (patient.tail(), patient.status) == ("up\n1\n2", 0)
+
+
+WITH_PARENT = "from batchyard.processes import end_with_parent; end_with_parent();"
+
+
+@pytest.mark.parametrize(
+    "child",
+    [
+        pytest.param(f"{WITH_PARENT} import time; time.sleep(60)", id="obedient"),
+        pytest.param(f"{WITH_PARENT} {STUBBORN}", id="stubborn"),
+        # It finds its parent dead when it looks for the first time.
+        pytest.param(f"import time; print('up', flush=True); time.sleep(1); {WITH_PARENT} time.sleep(60)", id="late"),
+        # What it starts has nothing to read, and nothing of its parent's.
+        pytest.param(
+            f"{WITH_PARENT} import subprocess, sys, time; subprocess.run(['cat']);"
+            "subprocess.run([sys.executable, '-c', 'import os; print(os.environ.get(\"BATCHYARD_CHILD\"))']);"
+            "time.sleep(60)",
+            id="with a child of its own",
+        ),
+    ],
+)
+def test_a_child_ends_with_its_parent(tmp_path: Path, child: str, request: pytest.FixtureRequest) -> None:
+    log = tmp_path / "log"
     parent = (
         "import sys, time; from pathlib import Path; from batchyard.processes import Child;"
-        f"child = Child('x', [sys.executable, '-c', {grandchild!r}], log=Path({str(tmp_path / 'log')!r}));"
+        f"child = Child('x', [sys.executable, '-c', {child!r}], log=Path({str(log)!r}));"
         "child.start(); print(child.pid, flush=True); time.sleep(60)"
     )
+    written = {"obedient": "", "with a child of its own": "None\n"}.get(request.node.callspec.id, "up\n")
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
+        assert eventually(lambda: log.read_text() == written)
         process.kill()
 
-    assert eventually(lambda: not _is_alive(pid))
+    assert eventually(lambda: not _is_alive(pid), seconds=20)
 
 
 def _is_alive(pid: int) -> bool:
