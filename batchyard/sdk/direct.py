@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import msgspec
 
 from batchyard import rendering, results, schemas
-from batchyard.errors import BrokerDown, Conflict, MissingExtra, NotFound
+from batchyard.errors import BrokerDown, Conflict, MissingExtra, NotFound, UnknownModel
 from batchyard.jobs import Accepted, IdSource, Lane, State, format_id
 from batchyard.schemas import rfc3339
 from batchyard.sdk.steps import MEDIA_MSGPACK, Request, Response
@@ -109,7 +109,12 @@ class Direct:
 
     def send(self, request: Request) -> Response:
         handler, parts = self._route(request)
-        status, document = handler(request, parts)
+        try:
+            status, document = handler(request, parts)
+        except UnknownModel:
+            # It may have been registered since the last refresh. Names are resolved before anything is changed.
+            self._catalog.refresh()
+            status, document = handler(request, parts)
         form = rendering.form_of(request.accept)
         body = b"" if document is None else rendering.encode(document, form)
         return Response(
