@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -22,11 +22,13 @@ WIDE = 110
 
 def dashboard(status: schemas.Status, *, width: int = WIDE) -> RenderableType:
     """Everything; a narrow terminal is spared the lesser figures."""
-    parts: list[RenderableType] = [headline(status), Text(), queues_table(status.queues, is_wide=width >= WIDE)]
-    broken = {queue.model: queue.load_error for queue in status.queues if queue.load_error}
-    parts += [Text(f"{model} cannot be loaded: {error}", style="red") for model, error in broken.items()]
-    parts += [Text(), pools_table(status.pools)]
     live = [consumer for pool in status.pools for consumer in pool.consumers if consumer.state in LIVE]
+    loaded = loaded_by(live)
+    queues = queues_table(status.queues, loaded=loaded, is_wide=width >= WIDE)
+    parts: list[RenderableType] = [headline(status), Text(), queues]
+    broken = {queue.model: queue.load_error for queue in status.queues if queue.load_error}
+    parts += [_load_error(model, error, is_loaded=model in loaded) for model, error in broken.items()]
+    parts += [Text(), pools_table(status.pools)]
     if live:
         parts += [Text(), consumers_table(live)]
     if batches := batches_of(live):
@@ -42,7 +44,24 @@ def headline(status: schemas.Status) -> Text:
     return text
 
 
-def queues_table(queues: Iterable[schemas.QueueStatus], *, is_wide: bool) -> Table:
+def loaded_by(consumers: Iterable[schemas.Consumer]) -> set[str]:
+    """The models, as `model@version`, that some consumer has told it has loaded."""
+    return {
+        name
+        for consumer in consumers
+        for name, stats in _models_of(consumer).items()
+        if isinstance(stats, dict) and stats.get("loaded") is True
+    }
+
+
+def _load_error(model: str, error: str, *, is_loaded: bool) -> Text:
+    """One consumer's failure is no word about a model that others serve."""
+    if is_loaded:
+        return Text(f"{model} is served, though a consumer could not load it: {error}", style="yellow")
+    return Text(f"{model} cannot be loaded: {error}", style="red")
+
+
+def queues_table(queues: Iterable[schemas.QueueStatus], *, loaded: Container[str], is_wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("queue", overflow="fold")
     lesser = ("waiting", "backlog", "oldest") if is_wide else ()
@@ -62,18 +81,18 @@ def queues_table(queues: Iterable[schemas.QueueStatus], *, is_wide: bool) -> Tab
         ]
         if is_wide:
             figures += [count(queue.waiting), seconds(queue.backlog_seconds), seconds(queue.oldest_queued_seconds)]
-        table.add_row(f"{queue.model} {queue.lane}", *figures, _served_by(queue))
+        table.add_row(f"{queue.model} {queue.lane}", *figures, _served_by(queue, is_loaded=queue.model in loaded))
     return table
 
 
-def _served_by(queue: schemas.QueueStatus) -> Text:
+def _served_by(queue: schemas.QueueStatus, *, is_loaded: bool) -> Text:
     if queue.paused:
         return Text("paused", style="yellow")
-    if queue.consumers or (queue.starting and not queue.load_error):
+    if queue.load_error and not is_loaded:
+        return Text("cannot load", style="red")
+    if queue.consumers or queue.starting:
         starting = f" + {queue.starting} starting" if queue.starting else ""
         return Text(f"{queue.consumers} consumer{'s' if queue.consumers != 1 else ''}{starting}")
-    if queue.load_error:
-        return Text("cannot load", style="red")
     return Text("nobody", style="yellow" if queue.queued else "dim")
 
 
@@ -132,8 +151,7 @@ def batches_of(consumers: Iterable[schemas.Consumer]) -> dict[str, list[dict[str
     """By model, what each consumer that has run batches of it says of them."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for consumer in consumers:
-        models = consumer.stats.get("models")
-        for name, stats in models.items() if isinstance(models, dict) else ():
+        for name, stats in _models_of(consumer).items():
             if isinstance(stats, dict) and stats.get("batches"):
                 found[name].append(stats)
     return dict(found)
@@ -158,6 +176,11 @@ def batches_table(found: dict[str, list[dict[str, Any]]]) -> Table:
             "–" if per_job is None else f"{per_job * 1000:,.2f} ms",
         )
     return table
+
+
+def _models_of(consumer: schemas.Consumer) -> dict[str, Any]:
+    models = consumer.stats.get("models")
+    return models if isinstance(models, dict) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from batchyard import schemas
 from batchyard.cli.figures import count, output, seconds
@@ -28,11 +29,7 @@ def models(invocation: Invocation, /, *, as_json: bool, url: str | None, api_key
     table = Table("model", "lane", "queued", "running", "waiting", "consumers", "drains in", "state", box=None)
     for model in found:
         for version in model.versions:
-            state = "warm" if version.warm else "cold"
-            if version.load_error:
-                state = f"[red]cannot load: {version.load_error}[/red]"
-            elif not version.active:
-                state = "no longer configured"
+            state = state_of(version)
             for queue in version.queues:
                 table.add_row(
                     version.name,
@@ -42,9 +39,18 @@ def models(invocation: Invocation, /, *, as_json: bool, url: str | None, api_key
                     count(queue.waiting),
                     str(queue.consumers),
                     seconds(queue.eta_seconds),
-                    "paused" if queue.paused else state,
+                    Text("paused") if queue.paused else state,
                 )
     output().print(table)
+
+
+def state_of(version: schemas.ModelVersion) -> Text:
+    """What serves now counts before what failed once."""
+    if version.warm:
+        return Text("warm")
+    if version.load_error:
+        return Text(f"cannot load: {version.load_error}", style="red")
+    return Text("cold" if version.active else "no longer configured")
 
 
 LANES = click.Choice([lane.word for lane in Lane])

@@ -46,7 +46,8 @@ def worker(invocation: Any, pool_name: str) -> None:
 def check(invocation: Any, names: tuple[str, ...], device: str) -> None:
     """Load and warm every configured model, and say what it takes.
 
-    Publishes each version's input schema to the database where there is one. Exits with 1 where a model cannot serve.
+    Publishes each version's input schema to the database where there is one, and why it cannot be loaded where no
+    consumer has loaded it or tries to. Exits with 1 where a model cannot serve.
     """
     settings: Settings = invocation.settings()
     wanted = [model for model in settings.models if not names or {model.name, model.qualified} & set(names)]
@@ -106,11 +107,19 @@ def _check(model: ModelSettings, *, device: str, versions: Versions) -> bool:
         load(served, device=chosen, report=report)
     except BatchyardError as error:
         click.echo(f"{model.qualified}: FAILED: {error.message}")
-        if versions is not None and version is not None:
+        if versions is not None and version is not None and _is_unknown(versions[0], version.id):
             versions[0].report_load_error(version.id, message=error.message)
         return False
     click.echo(f"{model.qualified}: ok on {chosen}, {_described(served)}, {time.perf_counter() - started:.1f} s in all")
     return True
+
+
+def _is_unknown(store: JobStore, version_id: int) -> bool:
+    """Whether nobody has loaded the version and nobody is about to: this machine's word about it is the only one."""
+    [version] = [version for version in store.models() if version.id == version_id]
+    queue_ids = set(version.queue_ids.values())
+    live = [info for info in store.consumers() if info.state in {"starting", "ready", "draining"}]
+    return version.digest is None and not any(queue_ids & set(info.queue_ids) for info in live)
 
 
 def _described(served: Any) -> str:

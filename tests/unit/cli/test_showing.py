@@ -9,6 +9,7 @@ from rich.console import Console
 from batchyard import schemas
 from batchyard.cli.dashboard import dashboard
 from batchyard.cli.figures import rate, seconds
+from batchyard.cli.models import state_of
 from batchyard.cli.supervisor import describe, headline
 from batchyard.settings import PoolSettings
 
@@ -68,6 +69,95 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         assert words in shown
     assert "  2: 9 jobs (3.0 s ago)" in shown
     assert "  stale: 2: 9 jobs (1 h 2 min ago)" in shown
+
+
+def shown_with_old_load_error(*, loaded: bool, consumers: int = 1, starting: int = 0) -> str:
+    """The dashboard of one model whose last load failed somewhere."""
+    consumer = schemas.Consumer(
+        id="0" * 16,
+        pool="local",
+        host="here",
+        pid=1,
+        device="cpu",
+        capacity="on_demand",
+        state="ready",
+        started_at="2026-01-01T00:00:00Z",
+        stats={"models": {"m@1": {"loaded": loaded}}},
+    )
+    pool = schemas.Pool(
+        name="local",
+        capacity="on_demand",
+        device="auto",
+        models=["m"],
+        min=0,
+        max=1,
+        price_per_hour=0,
+        consumers=[consumer] if consumers else [],
+    )
+    queue = schemas.QueueStatus(
+        model="m@1",
+        lane="firm",
+        queued=3,
+        waiting=0,
+        running=0,
+        consumers=consumers,
+        starting=starting,
+        load_error="out of memory",
+    )
+    status = schemas.Status(
+        time="2026-01-01T00:00:00Z",
+        version="0.1.0",
+        database="sqlite",
+        broker="up",
+        role="leader",
+        queues=[queue],
+        pools=[pool],
+    )
+    out = io.StringIO()
+    Console(file=out, width=160).print(dashboard(status))
+    return out.getvalue()
+
+
+def test_a_served_model_is_shown_as_served_whatever_failed_before() -> None:
+    shown = shown_with_old_load_error(loaded=True)
+
+    assert "1 consumer" in shown
+    assert "m@1 is served, though a consumer could not load it: out of memory" in shown
+    assert "cannot" not in shown
+
+
+@pytest.mark.parametrize(("consumers", "starting"), [(0, 0), (0, 1), (1, 0)])
+def test_a_model_that_nobody_has_loaded_is_shown_as_broken(consumers: int, starting: int) -> None:
+    shown = shown_with_old_load_error(loaded=False, consumers=consumers, starting=starting)
+
+    assert "cannot load\n" in shown.replace(" \n", "\n")
+    assert "m@1 cannot be loaded: out of memory" in shown
+    assert "1 consumer" not in shown
+
+
+@pytest.mark.parametrize(
+    ("warm", "load_error", "active", "shown"),
+    [
+        (True, "out of memory", True, "warm"),
+        (False, "[/red] out of memory", True, "cannot load: [/red] out of memory"),
+        (False, None, True, "cold"),
+        (False, None, False, "no longer configured"),
+    ],
+)
+def test_the_state_of_a_version(*, warm: bool, load_error: str | None, active: bool, shown: str) -> None:
+    version = schemas.ModelVersion(
+        name="m@1",
+        version="1",
+        weight=1,
+        active=active,
+        runtime="a:B",
+        lane="firm",
+        queues=[],
+        warm=warm,
+        load_error=load_error,
+    )
+
+    assert state_of(version).plain == shown
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from batchyard.cli.invocation import Invocation
 from batchyard.store import migrate
+from batchyard.store.base import ModelConfig
 from batchyard.store.open import database_url, open_store
 from batchyard_consumers.command import check, worker
 
@@ -35,6 +37,28 @@ def test_check_says_which_models_serve_and_publishes_what_it_found(tmp_path: Pat
     store.close()
     assert known["good"].digest is not None
     assert known["bad"].load_error is not None
+
+
+@pytest.mark.parametrize("known", ["loaded once", "a consumer serves"])
+def test_a_failed_check_does_not_contradict_those_who_serve(tmp_path: Path, known: str) -> None:
+    called = invocation(tmp_path)
+    state = called.settings().state_dir
+    migrate.upgrade(database_url("sqlite", state_dir=state))
+    store = open_store("sqlite", state_dir=state)
+    try:
+        [bad] = store.sync_models([ModelConfig(model="bad", version="1", runtime="nowhere.at_all:Model")])
+        if known == "loaded once":
+            store.report_version(bad.id, digest="d", input_schema={}, cost_unit="bytes", load_seconds=1.0)
+        else:
+            queue_ids = list(bad.queue_ids.values())
+            store.register_consumer(
+                pool="gpu", host="h", pid=1, device="cuda", capacity="spot", queue_ids=queue_ids, lease_ms=30_000
+            )
+        done = CliRunner().invoke(check, ["--model", "bad"], obj=called)
+        assert (done.exit_code, "bad@1: FAILED" in done.output) == (1, True)
+        assert {version.model: version.load_error for version in store.models()}["bad"] is None
+    finally:
+        store.close()
 
 
 def test_check_works_without_a_database(tmp_path: Path) -> None:
