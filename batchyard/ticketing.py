@@ -1,4 +1,4 @@
-"""Tickets published by whoever submits, right after the commit: what is allowed, and the thread that does it.
+"""How large tickets are; and those published by whoever submits: what is allowed, and the thread that does it.
 
 The dispatcher's leader allows each process to ticket so many jobs of a queue by itself for about a second, as long as
 nothing of that queue waits unticketed. That saves a round through the leader; everything else is the leader's.
@@ -11,11 +11,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from batchyard.broker import TICKET_JOBS, Broker, Listener, queue_name
+from batchyard.broker import TICKET_JOBS, Broker, Listener, cut_tickets, queue_name
 from batchyard.errors import BrokerDown
 from batchyard.jobs import Accepted, Submission
 from batchyard.logs import log_event
@@ -34,8 +34,41 @@ WAKES_PER_SECOND = 20
 KEEP_SECONDS = 1.0
 TICKET_SIZE_WEIGHT = 0.1
 """Of the newest publish in the mean size of a ticket."""
+TICKET_SECONDS = 0.5
+"""Work of one consumer that a ticket names: what a consumer has fetched is out of reach of the others."""
+LONGEST_PATIENCE_SECONDS = 3600.0
+FIRST_PREFETCH = 4
+"""Tickets that a consumer fetches while it has yet to learn how fast it is; later it fetches for half a second."""
 
 log = logging.getLogger(__name__)
+
+
+def ticket_jobs(seconds_per_job: float | None) -> int:
+    """How many jobs a ticket names at most; TICKET_JOBS while nobody knows how long one takes."""
+    if not seconds_per_job:
+        return TICKET_JOBS
+    return max(1, min(TICKET_JOBS, round(TICKET_SECONDS / seconds_per_job)))
+
+
+def patience_seconds(*, jobs: float, seconds_per_job: float | None, is_busy: bool, least: float) -> float:
+    """How long a job may stay queued after its ticket has left the broker before that ticket counts as lost.
+
+    `jobs` is how many a consumer may have to claim up to it, `is_busy` whether any job of its queue runs: where none
+    does, no consumer is working its way through tickets. Twice the work itself, for speed varies; an hour at the most,
+    and as long as nobody knows yet how long a job takes.
+    """
+    if not is_busy:
+        return least
+    if seconds_per_job is None:
+        return LONGEST_PATIENCE_SECONDS
+    return max(least, min(2 * jobs * seconds_per_job, LONGEST_PATIENCE_SECONDS))
+
+
+class Grant(NamedTuple):
+    """What the leader allows for one queue."""
+
+    jobs: Annotated[int, msgspec.Meta(ge=0)]
+    ticket_jobs: Annotated[int, msgspec.Meta(ge=1, le=TICKET_JOBS)] = TICKET_JOBS
 
 
 class Allowance:
@@ -46,6 +79,7 @@ class Allowance:
         self._lock = threading.Lock()
         self._left: dict[int, tuple[int, float]] = {}
         self._taken: dict[int, int] = {}
+        self._ticket_jobs: dict[int, int] = {}
 
     def take(self, queue_id: int, jobs: int) -> bool:
         """Use up some of a queue's allowance; False, with nothing used, where it does not suffice."""
@@ -63,13 +97,23 @@ class Allowance:
             taken, self._taken = self._taken, {}
             return taken
 
-    def grant(self, queue_id: int, jobs: int, *, seconds: float = GRANT_SECONDS) -> None:
-        """Replace a queue's allowance; 0 takes it away."""
+    def grant(self, queue_id: int, grant: Grant, *, seconds: float = GRANT_SECONDS) -> None:
+        """Replace a queue's allowance."""
         with self._lock:
-            if jobs > 0:
-                self._left[queue_id] = (jobs, self._clock() + seconds)
+            self._ticket_jobs[queue_id] = grant.ticket_jobs
+            if grant.jobs > 0:
+                self._left[queue_id] = (grant.jobs, self._clock() + seconds)
             else:
                 self._left.pop(queue_id, None)
+
+    def revoke(self, queue_id: int) -> None:
+        """Take a queue's allowance away."""
+        with self._lock:
+            self._left.pop(queue_id, None)
+
+    def ticket_jobs(self, queue_id: int) -> int:
+        """How many jobs a ticket of this queue names at most, as granted last."""
+        return self._ticket_jobs.get(queue_id, TICKET_JOBS)
 
     def clear(self) -> None:
         with self._lock:
@@ -81,8 +125,8 @@ class _Control(msgspec.Struct, frozen=True, omit_defaults=True):
 
     kind: Literal["grant", "want"]
     sender: str
-    grants: dict[int, int] = {}
-    """Queue → jobs that each listener may ticket."""
+    grants: dict[int, Grant] = {}
+    """Queue → what each listener may ticket."""
     seconds: float = GRANT_SECONDS
     queue_ids: tuple[int, ...] = ()
     """Queues for which the sender has jobs, ticketed within its allowance or waiting for the leader."""
@@ -127,7 +171,7 @@ class ControlLink:
         """Whether it hears by then what is said."""
         return self._listener.wait_connected(timeout_seconds=timeout_seconds)
 
-    def grant(self, grants: Mapping[int, int]) -> None:
+    def grant(self, grants: Mapping[int, Grant]) -> None:
         """Tell all processes what each of them may ticket; BrokerDown."""
         self._send(_Control("grant", self._sender, grants=dict(grants)))
 
@@ -157,8 +201,8 @@ class ControlLink:
         if message.sender == self._sender:
             return
         if message.kind == "grant":
-            for queue_id, jobs in message.grants.items():
-                self.allowance.grant(queue_id, jobs, seconds=min(message.seconds, GRANT_SECONDS))
+            for queue_id, grant in message.grants.items():
+                self.allowance.grant(queue_id, grant, seconds=min(message.seconds, GRANT_SECONDS))
         elif self._on_want is not None:
             self._on_want(message.sender, message.queue_ids)
 
@@ -274,9 +318,14 @@ class TicketPublisher:
                 log_event(log, "tickets_dropped", level=logging.ERROR, error=error)
 
     def _publish(self, pending: Mapping[int, list[int]], waiting: set[int]) -> None:
-        batches = [(name, queue_id, ids) for queue_id, ids in pending.items() if (name := self._names(queue_id))]
+        size = self._link.allowance.ticket_jobs
+        batches = [
+            (name, cut_tickets(queue_id, ids, jobs=size(queue_id)))
+            for queue_id, ids in pending.items()
+            if (name := self._names(queue_id))
+        ]
         tickets = self._broker.publish_many(batches) if pending else 0
-        jobs = sum(len(ids) for _, _, ids in batches)
+        jobs = sum(len(ticket.ids) for _, of_queue in batches for ticket in of_queue)
         if tickets:
             self._link.ticket_jobs += (jobs / tickets - self._link.ticket_jobs) * TICKET_SIZE_WEIGHT
         if self._metrics is not None and tickets:

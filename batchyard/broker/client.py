@@ -9,7 +9,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from batchyard.broker.breaker import Breaker
-from batchyard.broker.tickets import TICKET_JOBS, Ticket
+from batchyard.broker.tickets import TICKET_JOBS, Ticket, cut_tickets
 from batchyard.broker.wire import Subscription, Wire
 from batchyard.errors import BrokerDown, ConfigurationError, MissingExtra
 from batchyard.jobs import runs
@@ -43,20 +43,16 @@ class Broker:
         """Whether the last call reached the broker; true before the first."""
         return self._breaker.is_closed
 
-    def publish(self, name: str, queue_id: int, ids: Sequence[int]) -> int:
+    def publish(self, name: str, queue_id: int, ids: Sequence[int], *, ticket_jobs: int = TICKET_JOBS) -> int:
         """Append tickets for these jobs, in this order, to the queue with this broker name; returns how many."""
-        return self.publish_many([(name, queue_id, ids)])
+        return self.publish_many([(name, cut_tickets(queue_id, ids, jobs=ticket_jobs))])
 
-    def publish_many(self, batches: Sequence[tuple[str, int, Sequence[int]]]) -> int:
-        """`publish` for several queues, each `(name, queue_id, ids)`, in one round trip."""
-        tickets = [
-            (name, [Ticket(queue_id, piece) for piece in runs(ids, TICKET_JOBS)])
-            for name, queue_id, ids in batches
-            if ids
-        ]
-        if tickets:
-            self._call(lambda: self._wire.push(tickets))
-        return sum(len(of_queue) for _, of_queue in tickets)
+    def publish_many(self, batches: Sequence[tuple[str, Sequence[Ticket]]]) -> int:
+        """Append tickets to several queues, by broker name, in one round trip; returns how many."""
+        some = [(name, tickets) for name, tickets in batches if tickets]
+        if some:
+            self._call(lambda: self._wire.push(some))
+        return sum(len(tickets) for _, tickets in some)
 
     def depth(self, name: str) -> int:
         """Tickets that wait in the broker, not counting those a consumer holds; 0 where the queue does not exist."""

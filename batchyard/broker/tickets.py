@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from batchyard.jobs import Lane
+from batchyard.jobs import Lane, runs
 
 TASK_NAME = "batchyard.ticket"
 """The task name in the envelope."""
@@ -34,6 +34,11 @@ class Ticket(NamedTuple):
 
     queue_id: int
     ids: Sequence[int]
+
+
+def cut_tickets(queue_id: int, ids: Sequence[int], *, jobs: int = TICKET_JOBS) -> list[Ticket]:
+    """Tickets for these jobs, in this order, of at most so many jobs each."""
+    return [Ticket(queue_id, piece) for piece in runs(ids, jobs)]
 
 
 def queue_name(model: str, version: str, lane: Lane) -> str:

@@ -12,6 +12,8 @@ from batchyard.errors import BrokerDown, Unavailable
 from batchyard.jobs import ClaimedJob
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
+from batchyard.ticketing import ticket_jobs
+from batchyard_consumers import pools
 from batchyard_consumers.heartbeat import Heartbeat
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.pipeline import Handed, Pipeline
@@ -110,10 +112,11 @@ class Drain:
         self._ticket(by_queue)
 
     def _ticket(self, by_queue: dict[int, list[int]]) -> None:
+        served = pools.by_queue(self._pipeline.versions)
         try:
-            self._broker.publish_many(
-                [(self._queue_names[queue_id], queue_id, ids) for queue_id, ids in by_queue.items()]
-            )
+            for queue_id, ids in by_queue.items():
+                size = ticket_jobs(served[queue_id].speed.seconds_per_job)
+                self._broker.publish(self._queue_names[queue_id], queue_id, ids, ticket_jobs=size)
         except BrokerDown as down:
             log_event(log, "tickets_not_published", level=logging.WARNING, reason=down.message)
 

@@ -8,7 +8,6 @@ append to a deque and write a byte into a pipe that the hub polls.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -25,11 +24,12 @@ from celery.worker import WorkController
 from celery.worker.control import inspect_command
 from kombu import Consumer as MessageConsumer
 
-from batchyard.broker import TASK_NAME, TICKET_JOBS, Broker, decode_ticket
+from batchyard.broker import TASK_NAME, Broker, decode_ticket
 from batchyard.broker.application import celery_app, consumer_queue
 from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
+from batchyard.ticketing import FIRST_PREFETCH, ticket_jobs
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
 from batchyard_consumers.consumer import Consumer
 from batchyard_consumers.heartbeat import PATH_SECONDS_PER_JOB
@@ -37,7 +37,7 @@ from batchyard_consumers.served import Served
 
 PREFETCH_SECONDS = 0.5
 """Tickets are fetched ahead for this much work."""
-FIRST_PREFETCH, LARGEST_PREFETCH = 4, 32
+LARGEST_PREFETCH = 32
 ADJUST_SECONDS = 2.0
 EXIT_SECONDS = 2.0
 """For the hub to say goodbye; then the process ends without it."""
@@ -51,7 +51,7 @@ def prefetch_for(served: Served) -> int:
     if seconds is None:
         return FIRST_PREFETCH
     jobs = PREFETCH_SECONDS / max(seconds, PATH_SECONDS_PER_JOB)
-    return max(1, min(LARGEST_PREFETCH, math.ceil(jobs / TICKET_JOBS)))
+    return max(1, min(LARGEST_PREFETCH, round(jobs / ticket_jobs(seconds))))
 
 
 class Mailbox:

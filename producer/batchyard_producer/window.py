@@ -15,11 +15,11 @@ REFILL_BELOW = 0.75
 """A window is filled up once it falls below this part, so that a look at the database yields many jobs."""
 
 
-def learned_jobs_per_second(*, consumers: int, seconds_per_unit: float | None, mean_cost: float) -> float | None:
-    """Jobs that so many consumers do in a second, by what they have learned; None where they have not."""
+def learned_seconds_per_job(*, seconds_per_unit: float | None, mean_cost: float) -> float | None:
+    """What a job takes one consumer, by what consumers have learned; None where they have not."""
     if not seconds_per_unit or mean_cost <= 0:
         return None
-    return consumers / (seconds_per_unit * mean_cost)
+    return seconds_per_unit * mean_cost
 
 
 class Pace:

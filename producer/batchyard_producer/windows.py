@@ -14,10 +14,10 @@ from batchyard.scheduling import Choice, choose
 from batchyard.settings import Settings
 from batchyard.store.base import JobStore, ModelVersion
 from batchyard.telemetry import DispatcherMetrics
-from batchyard.ticketing import GRANT_SECONDS, ControlLink, queue_names
+from batchyard.ticketing import GRANT_SECONDS, ControlLink, Grant, queue_names, ticket_jobs
 from batchyard_producer.outstanding import LineKey, Outstanding
 from batchyard_producer.stragglers import Stragglers
-from batchyard_producer.window import REFILL_BELOW, Pace, jobs_allowed, learned_jobs_per_second, retry_seconds
+from batchyard_producer.window import REFILL_BELOW, Pace, jobs_allowed, learned_seconds_per_job, retry_seconds
 
 if TYPE_CHECKING:
     from batchyard_producer.dispatcher import Timing
@@ -45,7 +45,7 @@ class _Queue:
     tickets: Outstanding
     stragglers: Stragglers
     pace: Pace
-    consumers: int = 0
+    consumers: frozenset[int] = frozenset()
     version: ModelVersion | None = None
     may_wait: bool = True
     """Jobs may wait that nobody has ticketed."""
@@ -59,6 +59,10 @@ class _Queue:
     line_count: int = 1
     straggle_at: float = 0.0
     labels: tuple[str, str] = field(default=("", ""))
+
+    @property
+    def ticket_jobs(self) -> int:
+        return ticket_jobs(self.tickets.seconds_per_job)
 
 
 class Windows:
@@ -91,7 +95,7 @@ class Windows:
         self._fleet_at = 0.0
         self._backlog_at = 0.0
         self._grant_at = 0.0
-        self._granted: dict[int, int] = {}
+        self._granted: dict[int, Grant] = {}
         self._marked: set[int] = set()
         self._members: dict[str, float] = {}
         self.pause = 0.0
@@ -104,7 +108,7 @@ class Windows:
         self._marked.update(queue_ids)
         # At once, before the next round: what waits unticketed must not be overtaken.
         for queue_id in queue_ids:
-            self._link.allowance.grant(queue_id, 0)
+            self._link.allowance.revoke(queue_id)
 
     def note_member(self, sender: str) -> None:
         """Another process submits to queues and shares in the allowance."""
@@ -149,18 +153,21 @@ class Windows:
         if now < self._fleet_at:
             return
         now_ms = self._store.now_ms()
-        count: dict[int, int] = {}
+        serving: dict[int, set[int]] = {}
         for consumer in self._store.consumers():
             if consumer.state == "ready" and consumer.lease_until_ms > now_ms:
                 for queue_id in consumer.queue_ids:
-                    count[queue_id] = count.get(queue_id, 0) + 1
+                    serving.setdefault(queue_id, set()).add(consumer.id)
         versions = {queue_id: v for v in self._store.models() for queue_id in v.queue_ids.values()}
         names = queue_names(versions.values())
         self._served = []
-        for queue_id, consumers in sorted(count.items()):
+        for queue_id, consumers in sorted(serving.items()):
             if queue_id in names:
                 queue = self._queues.get(queue_id) or self._add(queue_id, names[queue_id], versions[queue_id])
-                queue.consumers, queue.version = consumers, versions[queue_id]
+                if not queue.consumers <= consumers:
+                    queue.tickets.doubt(now=now)
+                queue.consumers, queue.version = frozenset(consumers), versions[queue_id]
+                queue.tickets.consumers = len(consumers)
                 self._served.append(queue)
         self._fleet_at = now + self._timing.fleet
 
@@ -183,12 +190,16 @@ class Windows:
             return
         lines: dict[int, set[LineKey]] = {}
         sums: dict[int, tuple[int, int]] = {}
+        busy: set[int] = set()
         for row in self._store.backlog(queue_ids=[queue.id for queue in self._served]):
+            if row.state is State.RUNNING and row.jobs > 0:
+                busy.add(row.queue_id)
             if row.state is State.QUEUED and row.priority >= 0 and row.jobs > 0:
                 lines.setdefault(row.queue_id, set()).add((row.tenant_id, row.priority))
                 jobs, cost = sums.get(row.queue_id, (0, 0))
                 sums[row.queue_id] = (jobs + row.jobs, cost + row.cost)
         for queue in self._served:
+            queue.tickets.is_busy = queue.id in busy
             queue.lines = frozenset(lines.get(queue.id, ()))
             if queue.lines:
                 queue.may_wait = True
@@ -210,18 +221,18 @@ class Windows:
         for queue, depth in zip(self._served, depths, strict=True):
             tickets = queue.tickets
             had_some = tickets.jobs > 0
-            tickets.foreign_ticket_jobs = self._link.ticket_jobs
+            tickets.seconds_per_job = learned_seconds_per_job(
+                seconds_per_unit=queue.version.seconds_per_unit if queue.version else None, mean_cost=queue.mean_cost
+            )
+            tickets.foreign_ticket_jobs = min(self._link.ticket_jobs, queue.ticket_jobs)
             # What submitters ticketed is on its way through the queue as well: it counts as drained when it comes, for
             # where it is not, the depth rises and the allowance ends.
             queue.drained = tickets.trim(depth, now=now, settled_before=now - self._settle) + taken.get(queue.id, 0)
             queue.is_starved = queue.may_wait and had_some and tickets.jobs == 0
             is_busy = had_some and tickets.jobs > 0
             queue.pace.observe(queue.drained, now=now, is_busy=is_busy, is_starved=queue.is_starved)
-            learned = learned_jobs_per_second(
-                consumers=queue.consumers,
-                seconds_per_unit=queue.version.seconds_per_unit if queue.version else None,
-                mean_cost=queue.mean_cost,
-            )
+            seconds = tickets.seconds_per_job
+            learned = None if seconds is None else len(queue.consumers) / seconds
             queue.window = queue.pace.window_jobs(now=now, learned_per_second=learned)
 
     def _refill(self, queue: _Queue) -> None:
@@ -260,7 +271,7 @@ class Windows:
             limit=limit,
             share=queue.tickets.share,
             taken=queue.tickets.known,
-            ticketed_since_ms=now_ms - round(self._retry * 1000),
+            ticketed_since_ms=now_ms - round(queue.tickets.ticketed_seconds * 1000),
         )
 
     def _look_for_stragglers(self, queue: _Queue) -> None:
@@ -285,12 +296,12 @@ class Windows:
         self, queue: _Queue, ids: list[int], *, reason: str, cursors: Mapping[LineKey, int] | None = None
     ) -> None:
         try:
-            tickets = self._broker.publish(queue.name, queue.id, ids)
+            tickets = self._broker.publish(queue.name, queue.id, ids, ticket_jobs=queue.ticket_jobs)
         except BrokerDown:
             if self._metrics is not None:
                 self._metrics.tickets.failures.inc()
             raise
-        queue.tickets.publish(ids, now=self._clock(), cursors=cursors)
+        queue.tickets.publish(ids, ticket_jobs=queue.ticket_jobs, now=self._clock(), cursors=cursors)
         if self._metrics is not None:
             self._metrics.tickets.published.labels(reason).inc(tickets)
             self._metrics.tickets.jobs.labels(reason).inc(len(ids))
@@ -303,11 +314,15 @@ class Windows:
             room = 0
             if not queue.may_wait and queue.id not in self._marked:
                 room = jobs_allowed(window=queue.window, outstanding=queue.tickets.jobs, members=1 + members)
-            grants[queue.id] = room
-            self._link.allowance.grant(queue.id, room)
+            grants[queue.id] = Grant(room, queue.ticket_jobs)
+            self._link.allowance.grant(queue.id, grants[queue.id])
             if self._metrics is not None:
                 self._metrics.outstanding_jobs.labels(*queue.labels).set(queue.tickets.jobs)
-        revoked = any(self._granted.get(queue_id) and not room for queue_id, room in grants.items())
+        revoked = any(
+            self._granted[queue_id].jobs and not grant.jobs
+            for queue_id, grant in grants.items()
+            if queue_id in self._granted
+        )
         if members and grants and (now >= self._grant_at or revoked):
             self._link.grant(grants)
             self._granted = grants

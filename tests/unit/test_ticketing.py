@@ -8,10 +8,20 @@ from typing import Any
 
 import pytest
 
-from batchyard.broker import TICKET_JOBS, Broker
+from batchyard.broker import TICKET_JOBS, Broker, Ticket
 from batchyard.errors import BrokerDown
 from batchyard.jobs import Accepted, Submission
-from batchyard.ticketing import CONTROL_TOPIC, MAX_PENDING_JOBS, Allowance, ControlLink, TicketPublisher
+from batchyard.ticketing import (
+    CONTROL_TOPIC,
+    LONGEST_PATIENCE_SECONDS,
+    MAX_PENDING_JOBS,
+    Allowance,
+    ControlLink,
+    Grant,
+    TicketPublisher,
+    patience_seconds,
+    ticket_jobs,
+)
 from tests.services.fleet import until
 
 
@@ -47,13 +57,14 @@ class RecordingBroker:
         self.may_go.set()
         self.began = threading.Event()
 
-    def publish_many(self, batches: Sequence[tuple[str, int, Sequence[int]]]) -> int:
+    def publish_many(self, batches: Sequence[tuple[str, Sequence[Ticket]]]) -> int:
         self.began.set()
         self.may_go.wait(10)
         if self.fault is not None:
             raise self.fault
-        self.calls.append([(name, queue_id, list(ids)) for name, queue_id, ids in batches])
-        return len(batches)
+        tickets = [(name, ticket) for name, of_queue in batches for ticket in of_queue]
+        self.calls.append([(name, ticket.queue_id, list(ticket.ids)) for name, ticket in tickets])
+        return len(tickets)
 
     def shout(self, topic: str, payload: bytes) -> None:
         """Nobody listens."""
@@ -69,22 +80,48 @@ def recording() -> RecordingBroker:
     return RecordingBroker()
 
 
+@pytest.mark.parametrize(
+    ("seconds_per_job", "jobs"),
+    [(None, TICKET_JOBS), (0.0, TICKET_JOBS), (1e-6, TICKET_JOBS), (0.01, 50), (0.3, 2), (1.0, 1), (3600.0, 1)],
+)
+def test_a_ticket_names_half_a_second_of_work(seconds_per_job: float | None, jobs: int) -> None:
+    assert ticket_jobs(seconds_per_job) == jobs
+
+
+@pytest.mark.parametrize(
+    ("jobs", "seconds_per_job", "is_busy", "seconds"),
+    [
+        (1, 1e-5, True, 5),
+        (4 * 128, 1.0, True, 2 * 4 * 128),
+        (4, 10.0, True, 80),
+        (4 * 128, 1.0, False, 5),
+        (4 * 128, 100.0, True, LONGEST_PATIENCE_SECONDS),
+        (4 * 128, None, True, LONGEST_PATIENCE_SECONDS),
+        (4 * 128, None, False, 5),
+    ],
+)
+def test_a_ticket_is_not_lost_while_a_consumer_may_be_working_towards_it(
+    jobs: int, seconds_per_job: float | None, is_busy: bool, seconds: float
+) -> None:
+    assert patience_seconds(jobs=jobs, seconds_per_job=seconds_per_job, is_busy=is_busy, least=5) == seconds
+
+
 def test_an_allowance_is_used_up_and_runs_out() -> None:
     clock = Clock()
     allowance = Allowance(clock=clock)
     assert not allowance.take(1, 1)
-    allowance.grant(1, 10)
+    allowance.grant(1, Grant(10))
     assert allowance.take(1, 4)
     assert not allowance.take(1, 7), "what does not fit takes nothing"
     assert allowance.take(1, 6)
     assert not allowance.take(1, 1)
-    allowance.grant(1, 10)
+    allowance.grant(1, Grant(10))
     clock.now = 1.0
     assert not allowance.take(1, 1)
-    allowance.grant(1, 10)
-    allowance.grant(1, 0)
+    allowance.grant(1, Grant(10))
+    allowance.revoke(1)
     assert not allowance.take(1, 1)
-    allowance.grant(1, 10)
+    allowance.grant(1, Grant(10))
     allowance.clear()
     assert not allowance.take(1, 1)
     assert allowance.taken() == {1: 10}
@@ -103,12 +140,14 @@ def test_grants_and_wants_travel_over_the_broker(broker: Broker) -> None:
         assert link.wait_connected(timeout_seconds=5)
     broker.shout(CONTROL_TOPIC, b"\xffnonsense")
     broker.shout(CONTROL_TOPIC, b'{"kind": "grant", "sender": "x", "grants": {"1": "many"}}')
+    broker.shout(CONTROL_TOPIC, b'{"kind": "grant", "sender": "x", "grants": {"4": [2, 0]}}')
     others[0].want([4, 7], waiting=True)
     until(lambda: len(wants) == 2)
     assert set(wants) == {(4, 7)}
-    leader.grant({4: 2})
+    leader.grant({4: Grant(2, 7)})
     until(lambda: all(allowance.take(4, 2) for allowance in allowances[1:2]))
     until(lambda: allowances[2].take(4, 2))
+    assert allowances[2].ticket_jobs(4) == 7
     assert not allowances[0].take(4, 1), "the leader's own allowance does not come this way"
     for link in (leader, *others):
         link.close()
@@ -181,9 +220,19 @@ def test_the_thread_outlives_every_fault(recording: RecordingBroker, fault: Exce
     assert recording.calls == [[("q1", 1, [2])]]
 
 
+def test_tickets_are_cut_to_the_size_granted(recording: RecordingBroker) -> None:
+    link = ControlLink(recording, Allowance())  # type: ignore[arg-type]
+    link.allowance.grant(1, Grant(10, 2))
+    tickets = TicketPublisher(recording, names=lambda _: "q", link=link)  # type: ignore[arg-type]
+    tickets.start()
+    tickets.offer(1, [1, 2, 3])
+    tickets.close()
+    assert recording.calls == [[("q", 1, [1, 2]), ("q", 1, [3])]]
+
+
 def test_an_allowance_is_void_once_the_broker_fails(recording: RecordingBroker) -> None:
     link = ControlLink(recording, Allowance())  # type: ignore[arg-type]
-    link.allowance.grant(1, 10)
+    link.allowance.grant(1, Grant(10))
     tickets = TicketPublisher(recording, names=lambda _: "q", link=link)  # type: ignore[arg-type]
     recording.fault = BrokerDown("away")
     tickets.start()
@@ -202,7 +251,7 @@ def test_what_waits_is_bounded_and_nobody_blocks(recording: RecordingBroker) -> 
         tickets.offer(1, range(1, MAX_PENDING_JOBS))
     recording.may_go.set()
     tickets.close()
-    assert len(recording.calls[1][0][2]) == MAX_PENDING_JOBS - 1
+    assert sum(len(ids) for _, _, ids in recording.calls[1]) == MAX_PENDING_JOBS - 1
 
 
 def test_a_queue_without_a_name_is_left_to_the_leader(recording: RecordingBroker) -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from batchyard.errors import ConfigurationError
 from batchyard.settings import ModelSettings, PoolSettings, Settings
+from batchyard.ticketing import FIRST_PREFETCH
 from batchyard_consumers.catalog import find_pool, models_of
 from batchyard_consumers.device import choose_device
 from batchyard_consumers.held import MAX_AHEAD_JOBS, ahead_limit
-from batchyard_consumers.worker import FIRST_PREFETCH, LARGEST_PREFETCH, Mailbox, prefetch_for
+from batchyard_consumers.worker import LARGEST_PREFETCH, Mailbox, prefetch_for
 from tests.unit.consumers.jobs import served
 
 
@@ -27,7 +28,7 @@ def test_calls_from_elsewhere_are_done_in_order_and_wake_the_poller() -> None:
 
 @pytest.mark.parametrize(
     ("seconds_per_job", "tickets"),
-    [(None, FIRST_PREFETCH), (10.0, 1), (0.001, 4), (1e-7, LARGEST_PREFETCH)],
+    [(None, FIRST_PREFETCH), (10.0, 1), (0.0045, 1), (0.001, 4), (1e-7, LARGEST_PREFETCH)],
 )
 def test_tickets_are_fetched_for_half_a_second(seconds_per_job: float | None, tickets: int) -> None:
     made = served()

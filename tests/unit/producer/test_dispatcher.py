@@ -3,6 +3,7 @@
 import logging
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from batchyard.broker import Broker, decode_ticket
 from batchyard.errors import BrokerDown, Unavailable
-from batchyard.jobs import ErrorInfo, Lane, Outcome, State
+from batchyard.jobs import ClaimedJob, ErrorInfo, Lane, Outcome, State
 from batchyard.settings import DatabaseSettings, QueueSettings, RetentionSettings, Settings
 from batchyard.store.base import BulkConfig, JobStore, ModelVersion
 from batchyard.telemetry import DispatcherMetrics, new_registry, snapshot
@@ -70,22 +71,72 @@ class Rig:
     def submit(self, jobs: int, **more: Any) -> Sequence[int]:
         return submit(self.store, self.queue_id, jobs, **more)
 
-    def tickets(self, broker: Broker | None = None) -> list[int]:
+    def ticket(self) -> Sequence[int]:
+        """Take the next ticket out of the broker; the ids in it, none where there is none."""
+        wire: Any = self.broker._wire
+        raw = wire._use(lambda channel: channel.basic_get(self.name, no_ack=True))
+        if raw is None:
+            return []
+        ticket = decode_ticket(raw.body)
+        assert ticket is not None
+        assert ticket.queue_id == self.queue_id
+        return ticket.ids
+
+    def tickets(self) -> list[int]:
         """Take all tickets out of the broker and return their ids, in order."""
-        wire: Any = (broker or self.broker)._wire
-        ids: list[int] = []
-        while (raw := wire._use(lambda channel: channel.basic_get(self.name, no_ack=True))) is not None:
-            ticket = decode_ticket(raw.body)
-            assert ticket is not None
-            assert ticket.queue_id == self.queue_id
-            ids += ticket.ids
-        return ids
+        return [job_id for ids in iter(self.ticket, []) for job_id in ids]
 
     def sample(self, name: str, **labels: str) -> float:
         return float(self.registry.get_sample_value(name, labels) or 0)
 
+    def ticketed(self) -> float:
+        """Jobs that the dispatcher has ticketed, as often as it did."""
+        return sum(self.sample("batchyard_ticketed_jobs_total", reason=reason) for reason in ("window", "straggler"))
+
     def consumer(self) -> Consumer:
         return Consumer(self.store, URL, self.version, self.queue_id, takes=False)
+
+
+class SlowConsumer:
+    """Fetches a few tickets ahead and claims one job from them at a time, each of which takes a second."""
+
+    def __init__(self, rig: Rig, *, prefetch: int) -> None:
+        self.rig = rig
+        self.prefetch = prefetch
+        self.seen: list[int] = []
+        """Ids in the order of their tickets."""
+        self.done = 0
+        self._registered = rig.consumer()
+        self._held: deque[list[int]] = deque()
+        self._running: list[ClaimedJob] = []
+        self._ends_at = 0.0
+
+    def leave(self) -> None:
+        """Be gone, with tickets in hand."""
+        self._registered.close()
+
+    def step(self) -> None:
+        store, owner, now = self.rig.store, self._registered.owner, self.rig.clock.now
+        store.renew(owner, lease_ms=LEASE_MS, state="ready", stats={})
+        while len(self._held) < self.prefetch and (ids := self.rig.ticket()):
+            self.seen += ids
+            self._held.append(list(ids))
+        if self._running and now >= self._ends_at:
+            self.done += len(store.finish([Outcome(job, State.SUCCEEDED, b"1") for job in self._running], owner=owner))
+            self._running = []
+        while self._held and not self._running:
+            self._running = store.claim([(self.rig.queue_id, [self._held[0].pop(0)])], owner=owner)
+            self._ends_at = now + 1.0
+            if not self._held[0]:
+                self._held.popleft()
+
+
+def working(consumers: Sequence[SlowConsumer], *, seconds: float) -> None:
+    """Let time pass in which the consumers and the dispatcher do their work."""
+    for _ in range(round(seconds / 0.25)):
+        for consumer in consumers:
+            consumer.step()
+        consumers[0].rig.round(seconds=0.25)
 
 
 @pytest.fixture
@@ -188,6 +239,41 @@ def test_lost_tickets_are_published_again_later_and_later(rig: Rig) -> None:
     assert len(again) in {3, 4, 5}
     assert pauses == sorted(pauses)
     assert rig.sample("batchyard_ticketed_jobs_total", reason="straggler") == 5 * len(again)
+
+
+def test_tickets_are_as_small_as_the_model_is_slow(rig: Rig) -> None:
+    rig.store.report_speed(rig.version.id, units_per_byte=1.0, seconds_per_unit=0.1)
+    ids = list(rig.submit(12))
+    rig.consumer()
+    rig.round()
+    assert [rig.ticket() for _ in range(4)] == [ids[:5], ids[5:10], ids[10:], []]
+
+
+def test_a_slow_consumer_is_left_in_peace_with_the_tickets_it_has(rig: Rig) -> None:
+    ids = list(rig.submit(700))
+    consumer = SlowConsumer(rig, prefetch=4)
+    working([consumer], seconds=6)
+    assert consumer.seen == ids[:512], "nobody knows yet how slow it is"
+    rig.store.report_speed(rig.version.id, units_per_byte=1.0, seconds_per_unit=1.0)
+    another = SlowConsumer(rig, prefetch=1)
+    working([consumer, another], seconds=30)
+    assert (consumer.done, another.done) == (35, 29)
+    assert rig.ticketed() == 700, "each of them once"
+    consumer.leave()
+    working([another], seconds=3)
+    assert rig.ticketed() > 800, "what was lost with it is soon ticketed again"
+
+
+def test_what_submitters_ticketed_of_a_slow_model_is_not_ticketed_again(rig: Rig) -> None:
+    rig.store.report_speed(rig.version.id, units_per_byte=1.0, seconds_per_unit=1.0)
+    consumer = SlowConsumer(rig, prefetch=1)
+    rig.round()
+    for _ in range(30):
+        ids = rig.submit(4, ticketed=True)
+        rig.broker.publish(rig.name, rig.queue_id, ids, ticket_jobs=1)
+        working([consumer], seconds=1)
+    assert consumer.done > 25
+    assert rig.ticketed() == 0
 
 
 def test_a_wiped_broker_is_filled_again_in_order(rig: Rig) -> None:

@@ -10,15 +10,15 @@ from batchyard_producer.window import (
     MOST_JOBS,
     Pace,
     jobs_allowed,
-    learned_jobs_per_second,
+    learned_seconds_per_job,
     retry_seconds,
 )
 
 
-def test_what_consumers_learned_becomes_jobs_a_second() -> None:
-    assert learned_jobs_per_second(consumers=2, seconds_per_unit=0.001, mean_cost=10) == pytest.approx(200)
-    assert learned_jobs_per_second(consumers=2, seconds_per_unit=None, mean_cost=10) is None
-    assert learned_jobs_per_second(consumers=2, seconds_per_unit=0.0, mean_cost=10) is None
+def test_what_consumers_learned_becomes_seconds_a_job() -> None:
+    assert learned_seconds_per_job(seconds_per_unit=0.001, mean_cost=10) == pytest.approx(0.01)
+    assert learned_seconds_per_job(seconds_per_unit=None, mean_cost=10) is None
+    assert learned_seconds_per_job(seconds_per_unit=0.0, mean_cost=10) is None
 
 
 def test_a_window_is_never_below_the_least_nor_above_the_most() -> None:
