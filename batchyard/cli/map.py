@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,19 @@ import msgspec
 
 from batchyard.cli.invocation import Invocation
 from batchyard.cli.map_files import (
+    Inputs,
     MapProgress,
+    Mark,
     Seen,
-    count_inputs,
-    fingerprint,
     load_progress,
     progress_path,
-    read_inputs,
     read_results,
     save_progress,
+    survey,
 )
 from batchyard.cli.options import api_options, job_options, options_of
 from batchyard.sdk.calls import Options, new_key
-from batchyard.sdk.reading import Result
+from batchyard.sdk.reading import Hole, Result
 
 if TYPE_CHECKING:
     from batchyard.client import Client, Results
@@ -71,46 +71,55 @@ def map_(
     """Run every line of FILE through MODEL and write a line with its index for each to OUT.
 
     A line of OUT is {"index": N, "result": ...} or {"index": N, "error": {...}}. Interrupted, the same command goes on
-    where it stopped and writes nothing twice. Exits with 0, or with 3 where some inputs failed.
+    where it stopped and writes nothing twice; with other inputs it refuses to. Exits with 0, or with 3 where some
+    inputs failed.
     """
-    is_stdin = str(file) == "-"
-    total = None if is_stdin else count_inputs(file, text=text)
-    state, seen = _find_state(model, file, out, is_stdin=is_stdin)
-    if state.finished:
-        click.echo(f"{out} is complete: {seen.count:,} lines, {seen.failed:,} of them errors", err=True)
-        return SOME_FAILED if seen.failed else 0
-    if seen.count:
-        click.echo(f"going on: {out} has {seen.count:,} of {_of(total)} results", err=True)
-    run = MapRun(out=out, state=state, seen=seen, tensors=tensors, total=total)
     with ExitStack() as stack:
-        source = sys.stdin.buffer if is_stdin else stack.enter_context(file.open("rb"))
+        # Not sys.stdin: the interpreter would wait at its end for the thread that reads.
+        source = open(0, "rb", closefd=False) if str(file) == "-" else file.open("rb")  # noqa: SIM115
+        # What can be read once only is checked while it is fed; nor is it closed, which would wait for more of it.
+        can_be_surveyed = str(file) != "-" and source.seekable()
+        if can_be_surveyed:
+            stack.enter_context(source)
+        known, whole = load_progress(out), None
+        if can_be_surveyed or (known is not None and known.finished):
+            whole = survey(source, name=str(file), text=text)
+        state, seen = _find_state(known, model, out, whole=whole)
+        if state.finished:
+            click.echo(f"{out} is complete: {seen.count:,} lines, {seen.failed:,} of them errors", err=True)
+            return SOME_FAILED if seen.failed else 0
+        total = None
+        if can_be_surveyed:
+            total = state.mark.inputs
+            source.seek(0)
+        if seen.count:
+            click.echo(f"going on: {out} has {seen.count:,} of {_of(total)} results", err=True)
+        inputs = Inputs(source, name=str(file), text=text, expected=state.mark)
+        run = MapRun(out=out, state=state, seen=seen, inputs=inputs, tensors=tensors, total=total)
         client = stack.enter_context(invocation.client(url=url, api_key=api_key))
         shows_bar = sys.stderr.isatty() if progress is None else progress
-        inputs = read_inputs(source, name=str(file), text=text)
-        return run.run(client, inputs, ordered=ordered, shows_bar=shows_bar, options=options_of(options))
+        return run.run(client, ordered=ordered, shows_bar=shows_bar, options=options_of(options))
 
 
-def _find_state(model: str, file: Path, out: Path, *, is_stdin: bool) -> tuple[MapProgress, Seen]:
-    """Where an earlier run of the same command stopped, or a fresh start."""
-    source = "-" if is_stdin else fingerprint(file)
-    state = load_progress(out)
-    if state is None:
+def _find_state(known: MapProgress | None, model: str, out: Path, *, whole: Mark | None) -> tuple[MapProgress, Seen]:
+    """Where an earlier run of the same command stopped, or a fresh start; `whole` names all inputs where it can."""
+    if known is None:
         if out.exists() and out.stat().st_size:
             raise click.ClickException(f"{out} exists, and not from an interrupted run: delete it or name another OUT")
-        state = MapProgress(model=model, source=source, key=f"map-{new_key()}")
+        state = MapProgress(model=model, key=f"map-{new_key()}", mark=whole or Mark(inputs=0, digest=""))
         out.touch()
         save_progress(out, state)
         return state, Seen()
-    if (state.model, state.source) != (model, source):
+    if known.model != model or whole not in {None, known.mark}:
         raise click.ClickException(
-            f"{progress_path(out)} belongs to a run of other inputs or of another model ({state.model}): "
+            f"{progress_path(out)} belongs to a run of other inputs or of another model ({known.model}): "
             "delete it and OUT to start anew, or name another OUT"
         )
     if not out.exists():
         # Everything is read again from the first result on; nothing is submitted twice.
         out.touch()
-        state.cursor, state.finished = 0, False
-    return state, read_results(out)
+        known.cursor, known.finished = 0, False
+    return known, read_results(out)
 
 
 @dataclass(kw_only=True)
@@ -120,14 +129,15 @@ class MapRun:
     out: Path
     state: MapProgress
     seen: Seen
+    inputs: Inputs
     tensors: Literal["numbers", "base64"]
     total: int | None
 
-    def run(self, client: Client, inputs: Iterator[Any], *, ordered: bool, shows_bar: bool, options: Options) -> int:
+    def run(self, client: Client, *, ordered: bool, shows_bar: bool, options: Options) -> int:
         started, before = time.monotonic(), self.seen.count
         results = client.map(
             self.state.model,
-            inputs,
+            self.inputs,
             key=self.state.key,
             # In order, results that are held back are not in OUT yet: begin again and skip what is.
             after=0 if ordered else self.state.cursor,
@@ -139,7 +149,7 @@ class MapRun:
             self._check_bulk(results)
             bar = self._bar(shows_bar)
             try:
-                self._write(results, file, bar, saves_cursor=not ordered)
+                self._write(client, results, file, bar, saves_cursor=not ordered)
             finally:
                 if bar is not None:
                     bar.close()
@@ -167,32 +177,45 @@ class MapRun:
 
         return Bar(self.state.model, total=self.total, done=self.seen.count)
 
-    def _write(self, results: Results, file: IO[bytes], bar: Any, *, saves_cursor: bool) -> None:
+    def _write(self, client: Client, results: Results, file: IO[bytes], bar: Any, *, saves_cursor: bool) -> None:
         saved_at = time.monotonic()
         cursor = self.state.cursor
         try:
             for batch in results.batches():
-                fresh = [result for result in batch if self.seen.add(result.index)]
-                failed = sum(not result.ok for result in fresh)
-                file.write(b"".join(line_of(result, tensors=self.tensors) for result in fresh))
+                self._put([result for result in batch if self.seen.add(result.index)], file, bar)
                 cursor = results.cursor
-                self.seen.failed += failed
-                if bar is not None:
-                    bar.add(len(fresh), failed)
                 if time.monotonic() - saved_at > SAVE_SECONDS:
                     self._save(file, cursor if saves_cursor else 0)
                     saved_at = time.monotonic()
+            self._put_holes(client.bulk(id=results.bulk_id).jobs, file, bar)
             self.state.finished = True
         except KeyboardInterrupt:
             click.echo("\ninterrupted; the same command goes on from here", err=True)
             raise
         finally:
-            self._save(file, cursor if saves_cursor or self.state.finished else 0)
+            self._save(file, cursor if saves_cursor else 0)
+
+    def _put(self, fresh: Sequence[Result], file: IO[bytes], bar: Any) -> None:
+        failed = sum(not result.ok for result in fresh)
+        file.write(b"".join(line_of(result, tensors=self.tensors) for result in fresh))
+        self.seen.failed += failed
+        if bar is not None:
+            bar.add(len(fresh), failed)
+
+    def _put_holes(self, jobs: int, file: IO[bytes], bar: Any) -> None:
+        """In order of completion nobody misses what is no longer kept; its lines say so all the same."""
+        if self.seen.count < jobs:
+            for index in self.seen.missing(jobs):
+                self.seen.add(index)
+                self._put([Hole(index)], file, bar)
 
     def _save(self, file: IO[bytes], cursor: int) -> None:
         file.flush()
         os.fsync(file.fileno())
         self.state.cursor = cursor
+        mark = self.inputs.mark()
+        if mark.inputs > self.state.mark.inputs:
+            self.state.mark = mark
         save_progress(self.out, self.state)
 
 

@@ -2,12 +2,14 @@
 
 Beside OUT stands OUT.progress, which names the key of the bulk and the cursor up to which OUT has every result. It is
 replaced only after OUT has been flushed, so it never promises more than OUT holds; what OUT holds beyond it is known
-from the indexes of its lines.
+from the indexes of its lines. It also has the digest of the inputs: of all of them where they are a file, which is read
+through before anything is submitted, and of those taken so far where they come from standard input.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,16 +18,21 @@ import click
 import msgspec
 
 _decode = msgspec.json.Decoder().decode
-_HEAD_BYTES = 1 << 20
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """Names the first so many inputs by their digest."""
+
+    inputs: int
+    digest: str
 
 
 class MapProgress(msgspec.Struct, kw_only=True):
     """What OUT.progress holds."""
 
     model: str
-    source: str
-    """Fingerprint of the inputs."""
     key: str
+    mark: Mark
     bulk_id: str | None = None
     cursor: int = 0
     finished: bool = False
@@ -60,34 +67,60 @@ def save_progress(out: Path, progress: MapProgress) -> None:
     fresh.replace(path)
 
 
-def fingerprint(path: Path) -> str:
-    """Names the content of a file of any size without reading all of it: its length, its head and its tail."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_HEAD_BYTES))
-        file.seek(max(0, size - _HEAD_BYTES))
-        digest.update(file.read())
-    return digest.hexdigest()[:32]
+class Inputs:
+    """The inputs of a file: every line that is not blank, as JSON or, with `text`, as a string.
 
+    Iterated once, by any one thread; `mark` may be asked for by others meanwhile. Where an earlier run's mark is
+    expected and these are other inputs, iterating raises ClickException as soon as that is known.
+    """
 
-def read_inputs(file: IO[bytes], *, name: str, text: bool) -> Iterator[Any]:
-    """The inputs of a file: every line that is not blank, as JSON or, with `text`, as a string."""
-    for number, line in enumerate(file, start=1):
-        stripped = line.strip()
-        if not stripped:
-            continue
+    def __init__(self, file: IO[bytes], *, name: str, text: bool, expected: Mark | None = None) -> None:
+        self._file = file
+        self._name = name
+        self._text = text
+        self._expected = expected
+        self._taking = threading.Lock()
+        self._taken = 0
+        self._digest = hashlib.sha256(b"text\n" if text else b"json\n")
+
+    def mark(self) -> Mark:
+        """Of what has been taken so far."""
+        with self._taking:
+            return Mark(inputs=self._taken, digest=self._digest.hexdigest())
+
+    def __iter__(self) -> Iterator[Any]:
+        expected = self._expected
+        for number, line in enumerate(self._file, start=1):
+            stripped = line.strip()
+            if not stripped:
+                continue
+            value = self._read(stripped, number)
+            with self._taking:
+                self._digest.update(b"%b\n" % stripped)
+                self._taken += 1
+            if expected is not None and self._taken == expected.inputs and self.mark() != expected:
+                raise self._differ(f"its first {self._taken:,} inputs are others")
+            yield value
+        if expected is not None and self._taken < expected.inputs:
+            raise self._differ(f"it has {self._taken:,} inputs, and there were {expected.inputs:,}")
+
+    def _read(self, line: bytes, number: int) -> Any:
         try:
-            yield stripped.decode() if text else _decode(stripped)
+            return line.decode() if self._text else _decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            hint = "" if text else " (for a file of plain texts there is --text)"
-            raise click.ClickException(f"{name}, line {number}: {error}{hint}") from error
+            hint = "" if self._text else " (for a file of plain texts there is --text)"
+            raise click.ClickException(f"{self._name}, line {number}: {error}{hint}") from error
+
+    def _differ(self, how: str) -> click.ClickException:
+        return click.ClickException(f"{self._name} is not what this run began with: {how}; give it the same inputs")
 
 
-def count_inputs(path: Path, *, text: bool) -> int:
-    """How many inputs a file has, after reading it through: a bad line is found before anything is submitted."""
-    with path.open("rb") as file:
-        return sum(1 for _ in read_inputs(file, name=path.name, text=text))
+def survey(file: IO[bytes], *, name: str, text: bool) -> Mark:
+    """Read all inputs through: a bad line is found before anything is submitted."""
+    inputs = Inputs(file, name=name, text=text)
+    for _ in inputs:
+        pass
+    return inputs.mark()
 
 
 class Seen:
@@ -108,6 +141,14 @@ class Seen:
         self._bits[byte] |= bit
         self.count += 1
         return True
+
+    def missing(self, count: int) -> Iterator[int]:
+        """The indexes below `count` that it does not have."""
+        return (
+            index
+            for index in range(count)
+            if index >> 3 >= len(self._bits) or not self._bits[index >> 3] & 1 << (index & 7)
+        )
 
 
 def read_results(out: Path) -> Seen:

@@ -6,6 +6,7 @@ import pty
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -164,11 +165,83 @@ def test_map_refuses_what_would_mix_runs(up: Up, tmp_path: Path) -> None:
     source.write_text(echo(2) + "\n")
     other = up.run("map", "moody", str(source), "-o", str(out))
     assert (other.returncode, "other inputs" in other.stderr) == (1, True)
+    assert "other inputs" in up.run("map", "moody", "-", "-o", str(out), text=echo(3)).stderr
 
     strange = tmp_path / "strange.jsonl"
     strange.write_text("precious\n")
     assert up.run("map", "moody", str(source), "-o", str(strange)).returncode == 1
     assert strange.read_text() == "precious\n"
+
+
+def test_map_notices_a_change_anywhere_in_a_large_file(up: Up, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    lines = [f"{n:04}" * 300 for n in range(4000)]
+    source.write_text("\n".join(lines))
+    assert up.run("map", "lengths", str(source), "-o", str(out), "--text").returncode == 0
+    before = out.read_bytes()
+
+    lines[2000] = lines[2000].replace("2", "3", 1)
+    source.write_text("\n".join(lines))
+    other = up.run("map", "lengths", str(source), "-o", str(out), "--text")
+
+    assert (other.returncode, "other inputs" in other.stderr) == (1, True)
+    assert out.read_bytes() == before
+
+
+def test_map_goes_on_with_the_same_standard_input_alone(up: Up, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    lines = [echo(n) for n in range(3000)]
+    arguments = ["map", "moody", "-", "-o", str(out)]
+    process = subprocess.Popen(
+        command(*arguments), env=environment(BATCHYARD_URL=up.url), stdin=subprocess.PIPE, text=True, cwd=up.folder
+    )
+    assert process.stdin is not None
+    process.stdin.write("\n".join(lines[:2000]) + "\n")
+    process.stdin.flush()
+    assert eventually(lambda: out.exists() and out.stat().st_size > 0)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    process.stdin.close()
+
+    for strange in (["7", *lines[1:]], lines[:1]):
+        other = up.run(*arguments, text="\n".join(strange))
+        assert (other.returncode, "not what this run began with" in other.stderr) == (1, True), other.stderr
+
+    done = up.run(*arguments, text="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["index"] for line in out.read_text().splitlines()) == list(range(3000))
+
+
+def test_map_reads_what_can_be_read_once(up: Up, tmp_path: Path) -> None:
+    source, out = tmp_path / "pipe", tmp_path / "out.jsonl"
+    os.mkfifo(source)
+    writer = threading.Thread(target=source.write_text, args=("\n".join(map(echo, range(100))),))
+    writer.start()
+
+    done = up.run("map", "moody", str(source), "-o", str(out))
+
+    writer.join(10)
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["result"] for line in out.read_text().splitlines()) == list(range(100))
+
+
+def test_map_has_a_line_for_what_is_no_longer_kept(up: Up, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(map(echo, range(10))))
+    assert up.run("map", "moody", str(source), "-o", str(out), "--label", "holes").returncode == 0
+    # As after a crash that lost OUT, and a long time.
+    out.unlink()
+    with Client(up.url) as client:
+        jobs = sorted(client.jobs(label="holes"), key=lambda job: job.id)
+        jobs[3].forget()
+
+    done = up.run("map", "moody", str(source), "-o", str(out), "--label", "holes")
+
+    assert done.returncode == 3, done.stderr
+    found = {line["index"]: line for line in map(json.loads, out.read_text().splitlines())}
+    assert sorted(found) == list(range(10))
+    assert [index for index, line in found.items() if "error" in line] == [3]
+    assert found[3]["error"]["code"] == "retired"
 
 
 def test_map_names_a_bad_line_before_anything_is_submitted(up: Up, tmp_path: Path) -> None:
