@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from batchyard.errors import InvalidInput, MissingExtra, TooLarge
-from batchyard.jobs import parse_id
+from batchyard.jobs import PayloadReference, parse_id
 from batchyard.schemas import InputFault
 from batchyard.strict_json import escape
 
@@ -75,10 +75,11 @@ def _is_payload(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {PAYLOAD_MEMBER}
 
 
-def payload_ids(values: Sequence[Any], *, place: Place) -> list[int]:
-    """The payloads named anywhere in these inputs, each once; InvalidInput for a reference that is no id."""
-    found: dict[int, None] = {}
+def payload_references(values: Sequence[Any], *, place: Place) -> list[PayloadReference]:
+    """Which input names which payload, each pair once; InvalidInput for a reference that is no id."""
+    references: list[PayloadReference] = []
     for index, value in enumerate(values):
+        found: set[int] = set()
         pending = [value]
         while pending:
             item = pending.pop()
@@ -88,10 +89,12 @@ def payload_ids(values: Sequence[Any], *, place: Place) -> list[int]:
                 number = parse_id(item[PAYLOAD_MEMBER]) if isinstance(item[PAYLOAD_MEMBER], str) else None
                 if number is None:
                     raise unknown_payload(item[PAYLOAD_MEMBER], pointer=place(index), index=index)
-                found[number] = None
+                found.add(number)
             elif isinstance(item, dict):
                 pending.extend(item.values())
-    return list(found)
+        named = sorted(found)
+        references += [PayloadReference(index=index, payload_id=number, pointer=place(index)) for number in named]
+    return references
 
 
 def unknown_payload(reference: object, *, pointer: str, index: int | None = None) -> InvalidInput:

@@ -132,6 +132,16 @@ def parse_id(text: str) -> int | None:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+class PayloadReference(msgspec.Struct, frozen=True, kw_only=True):
+    """An input names a payload, once or more."""
+
+    index: int
+    """Of the input, within its call."""
+    payload_id: int
+    pointer: str
+    """JSON pointer to the input, for whoever is told that there is no such payload."""
+
+
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """Validated jobs that share everything but their input: one call of the API, or one chunk of a bulk.
 
@@ -162,6 +172,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     max_cost: int | None = None
     input_digests: Sequence[bytes] | None = None
     redrive_of: int | None = None
+    payloads: Sequence[PayloadReference] = ()
+    """What the inputs refer to, each pair of input and payload once: kept as long as these jobs."""
     bulk_id: int | None = None
     idempotency_key: str | None = None
     """Unique per tenant, or, within a bulk, per bulk."""

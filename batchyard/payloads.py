@@ -1,7 +1,7 @@
 """The bytes that jobs refer to, kept apart from the database: a folder in the state directory, or any fsspec URL.
 
-A payload is written once under its own location and never changed. Its row in the database is made after its bytes are
-safe, so a location that no row names is the rest of an upload that broke off.
+A payload is written once under its own location and never changed. `batchyard.store.payloads` says how its row in the
+database and its bytes keep in step.
 """
 
 from __future__ import annotations
@@ -78,8 +78,12 @@ class ObjectStore:
         return _pieces(file)
 
     def delete(self, location: str) -> None:
-        """Remove it; nothing happens where it is not there."""
-        self._remove(self._path(location))
+        """Remove it for good; nothing happens where it is not there. Unavailable."""
+        path = self._path(location)
+        self._remove(path)
+        if self._is_local:
+            with _outages("delete"), suppress(FileNotFoundError):
+                _sync_folder(Path(path).parent)
 
     def _path(self, location: str) -> str:
         return f"{self._root}/{location}"
@@ -228,11 +232,15 @@ def _sync_with_folder(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
     parents = Path(str(file.name)).absolute().parents
     for folder in (parents[0], parents[1]):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

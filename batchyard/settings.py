@@ -66,7 +66,10 @@ class RetentionSettings:
     keep_seconds: float = 7 * 24 * 3600.0
     """Finished jobs older than this are deleted."""
     keep_bytes: int = 50 * 1024**3
-    """Beyond this many bytes of inputs and results the oldest finished jobs are deleted."""
+    """Beyond this many bytes the oldest finished jobs are deleted. Counted are the inputs and results of all jobs, and
+    every payload that a job refers to, once; not those that no job refers to, which deleting jobs would not free."""
+    payload_seconds: float = 24 * 3600.0
+    """A payload that no job refers to, yet or any more, is deleted once its upload is this long ago."""
     tombstone_seconds: float = 30 * 24 * 3600.0
 
 

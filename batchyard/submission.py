@@ -15,8 +15,8 @@ from msgspec import UNSET, Raw
 from batchyard import strict_json
 from batchyard.catalog import Catalog
 from batchyard.errors import InvalidRequest, TooLarge
-from batchyard.inputs import PAYLOAD_MEMBER, Place, check_sizes, payload_ids
-from batchyard.jobs import Lane, Submission
+from batchyard.inputs import PAYLOAD_MEMBER, Place, check_sizes, payload_references
+from batchyard.jobs import Lane, PayloadReference, Submission
 from batchyard.schemas import BulkChunk, BulkDefaults, BulkLine, BulkRequest, JobsRequest, split_fault
 from batchyard.settings import QueueSettings, ServerSettings
 from batchyard.store.base import BulkConfig, BulkView, ModelVersion
@@ -53,14 +53,18 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that may be committed, once its payloads are found to be the tenant's own."""
+    """A request that may be committed. Whether its payloads are the tenant's own, the store finds at the commit."""
 
     submission: Submission
     version: ModelVersion
     lane: Lane
     several: bool
     """The request gave `inputs`, so the answer is a list."""
-    payload_ids: Sequence[int] = ()
+
+    @property
+    def payload_ids(self) -> Sequence[int]:
+        """The payloads that its inputs refer to, each once."""
+        return list(dict.fromkeys(reference.payload_id for reference in self.submission.payloads))
 
 
 class BulkPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,10 +128,11 @@ class Submitter:
             custom_ids=[request.custom_id] if request.custom_id is not None else request.custom_ids,
             created_by=caller.created_by,
             trace_context=trace_context,
+            payloads=payloads,
             idempotency_key=idempotency_key,
             idempotency_digest=None if idempotency_key is None else _jobs_digest(request, model=model, values=values),
         )
-        return Prepared(submission=submission, version=version, lane=lane, several=several, payload_ids=payloads)
+        return Prepared(submission=submission, version=version, lane=lane, several=several)
 
     def chunk(self, body: bytes, *, plan: BulkPlan, caller: Caller, idempotency_key: str | None = None) -> Prepared:
         """POST /v1/bulks/{id}/jobs as JSON. Raises as `jobs` does."""
@@ -274,11 +279,12 @@ class Submitter:
             labels=plan.labels,
             custom_ids=custom_ids,
             created_by=caller.created_by,
+            payloads=payloads,
             bulk_id=plan.bulk_id,
             idempotency_key=idempotency_key,
             idempotency_digest=None if idempotency_key is None else _digest([values, custom_ids]),
         )
-        return Prepared(submission=submission, version=load.version, lane=load.lane, several=True, payload_ids=payloads)
+        return Prepared(submission=submission, version=load.version, lane=load.lane, several=True)
 
     def _measure(self, raws: Sequence[Raw], *, several: bool) -> tuple[list[bytes], list[int]]:
         inputs = list(map(bytes, raws))
@@ -293,8 +299,8 @@ class Submitter:
         version: ModelVersion | None,
         place: Place,
         several: bool,
-    ) -> Sequence[int]:
-        """Nesting, schema (of `version`) and payload references of the inputs; returns the payloads that they name."""
+    ) -> Sequence[PayloadReference]:
+        """Nesting, schema (of `version`) and payload references of the inputs; returns these references."""
         for index, text in enumerate(inputs):
             if strict_json.may_be_deep(text):
                 strict_json.walk(values[index], pointer=place(index), depth=3)
@@ -303,7 +309,7 @@ class Submitter:
             validator.check(values, place=place, several=several)
         # The name of the member may also be spelled with escapes.
         if _PAYLOAD_MARK in body or b"\\u" in body:
-            return payload_ids(values, place=place)
+            return payload_references(values, place=place)
         return ()
 
     def _check_count(self, inputs: Sequence[object], *, limit: int) -> None:

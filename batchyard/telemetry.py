@@ -135,7 +135,14 @@ class DispatcherMetrics:
         )
         self.expired_jobs = make.counter("jobs_expired_total", "Jobs not started by their deadline")
         self.retired_jobs = make.counter("jobs_retired_total", "Finished jobs deleted by retention")
-        self.stored_bytes = make.gauge("stored_bytes", "Inputs and results now kept")
+        self.stored_bytes = make.gauge(
+            "stored_bytes", "Inputs and results now kept, with the payloads that jobs refer to"
+        )
+        self.deleted_payloads = make.counter(
+            "payload_deletions_total",
+            "Bytes of payloads that no job needs deleted from the object store; failed: tried again later",
+            "outcome",
+        )
         self.folded_rows = make.counter("folded_rows_total", "Deltas folded and flushes numbered")
 
 

@@ -181,6 +181,7 @@ RULES: Mapping[str, Rule] = {
     "queues.lease_seconds": between(1, 3600),
     "retention.keep_seconds": _SECONDS,
     "retention.keep_bytes": at_least(0),
+    "retention.payload_seconds": at_least(60),
     "retention.tombstone_seconds": at_least(0),
     "storage.url": matching(rf"file|{_URL}", '"file" or a URL that fsspec knows, such as "s3://bucket/folder"'),
     "models.runtime": matching(

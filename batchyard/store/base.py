@@ -25,6 +25,7 @@ from batchyard.store.records import (
     JobFilter,
     JobPage,
     JobView,
+    Leftover,
     Line,
     ModelConfig,
     ModelVersion,
@@ -46,6 +47,7 @@ __all__ = [
     "JobPage",
     "JobStore",
     "JobView",
+    "Leftover",
     "Line",
     "ModelConfig",
     "ModelVersion",
@@ -83,9 +85,10 @@ class JobStore(Protocol):
         """Commit many submissions in one transaction and say, in order, what each became.
 
         A submission that cannot be taken (unknown or sealed bulk: NotFound / Conflict; another body under its key:
-        IdempotencyConflict) yields its error in its place and does not harm the others. A known key with the same
-        digest yields the jobs it made before, with `replayed`, also after its bulk was sealed. Two submissions with the
-        same new key in one call: the second is a replay of the first. Ids come from an IdSource owned by the store.
+        IdempotencyConflict; a payload that does not exist or is another tenant's: InvalidInput) yields its error in its
+        place and does not harm the others. A known key with the same digest yields the jobs it made before, with
+        `replayed`, also after its bulk was sealed. Two submissions with the same new key in one call: the second is a
+        replay of the first. Ids come from an IdSource owned by the store.
         """
 
     def create_bulk(self, config: BulkConfig) -> BulkView:
@@ -180,10 +183,12 @@ class JobStore(Protocol):
     def retire(self, *, finished_before_ms: int, limit: int, tombstone_ms: int) -> int:
         """Delete up to `limit` terminal jobs that finished before then, about the oldest first, with inputs, results
         and labels, leaving tombstones; then bulks and idempotency keys whose jobs are all gone, and tombstones older
-        than `tombstone_ms`. Returns jobs deleted. A round over all jobs takes several calls; some may delete none."""
+        than `tombstone_ms`. Payloads that only these jobs referred to are left to `sweep_payloads`. Returns jobs
+        deleted. A round over all jobs takes several calls; some may delete none."""
 
     def stored_bytes(self) -> int:
-        """Bytes of inputs and results now kept, from the usage sums; O(hours)."""
+        """Bytes of the inputs and results of all jobs now kept, and of the payloads that these refer to, each once.
+        From the usage sums: O(hours)."""
 
     # --- models, queues, tenants, keys ---
 
@@ -237,7 +242,8 @@ class JobStore(Protocol):
         """Change priority and / or deadline of a queued job; Conflict in any other state. NotFound."""
 
     def forget(self, job_id: int, *, tenant_id: int) -> None:
-        """Delete a terminal job with all that belongs to it, leaving a tombstone. Conflict until then. NotFound."""
+        """Delete a terminal job with all that belongs to it, such as payloads that no other job refers to, leaving a
+        tombstone. Conflict until then. NotFound."""
 
     def get_bulk(self, bulk_id: int, *, tenant_id: int) -> BulkView:
         """NotFound, or Gone."""
@@ -281,9 +287,27 @@ class JobStore(Protocol):
 
     # --- payloads ---
 
-    def add_payload(self, payload: PayloadInfo) -> None: ...
+    def expect_payload(self, payload_id: int, *, location: str) -> None:
+        """Note where an upload is about to write, so that what it leaves behind where it breaks off is deleted, a day
+        later."""
 
-    def get_payloads(self, ids: Sequence[int]) -> list[PayloadInfo]: ...
+    def add_payload(self, payload: PayloadInfo, *, expected: bool = False) -> None:
+        """Make a payload known whose bytes are safe: from now on jobs may refer to it.
+
+        `expected`: it was announced by `expect_payload`; Unavailable where that was given up meanwhile. Without it,
+        bytes are never found again whose writer died between them and this call. After Unavailable it is not known
+        whether the payload exists, so its bytes must stay.
+        """
+
+    def get_payloads(self, ids: Sequence[int]) -> list[PayloadInfo]:
+        """Those of the ids that exist. A payload exists at least as long as any job whose submission referred to it,
+        and its bytes are there as long as it exists."""
+
+    def sweep_payloads(self, *, deleted: Sequence[int], uploaded_before_ms: int, limit: int) -> list[Leftover]:
+        """One step of what the leader does about payloads: forget the leftovers `deleted`, whose bytes are gone for
+        good; give up at most `limit` payloads that were uploaded before then and that no job refers to; and return at
+        most `limit` leftovers whose bytes are to be deleted now. Each of these is returned once more some minutes
+        later, to whoever asks then, until it was among `deleted`."""
 
     # --- for tests and doctors ---
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, or_, select
+from sqlalchemy import Connection, Row, and_, or_, select
 
 from batchyard.jobs import ID_STRIDE, State
 from batchyard.store.bulks import SWEEP_HELD, SWEEP_PENDING
@@ -64,11 +64,6 @@ class Chores(Moves):
                 self._move(connection, going, to, deltas=deltas, finished_at=now)
             self._record(connection, deltas)
         return [row.id for row in rows]
-
-    def _finds(self, *statements: Select[Any]) -> bool:
-        """Whether any of the statements has a row: asked first, so that idle chores never take the write lock."""
-        with self._reading() as connection:
-            return any(connection.execute(statement.limit(1)).first() is not None for statement in statements)
 
     # --- bulks ---
 

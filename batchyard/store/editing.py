@@ -62,7 +62,9 @@ class Editing(Moves):
             row = self._lock_job(connection, job_id, tenant_id=tenant_id)
             if not State(row.state).is_terminal:
                 raise Conflict(f"only a finished job can be deleted; this one is {State(row.state).word}")
-            self._delete(connection, [row], deltas=deltas, now_ms=self._database_ms(connection))
+            now = self._database_ms(connection)
+            unused = self._delete(connection, [row], deltas=deltas, now_ms=now)
+            self._give_up(connection, unused, now_ms=now)
             self._record(connection, deltas)
 
     def _view(self, connection: Connection, job_id: int) -> JobView:

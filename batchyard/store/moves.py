@@ -11,12 +11,12 @@ from sqlalchemy import Connection, and_, func, or_, select
 
 from batchyard.jobs import State
 from batchyard.store.deltas import Deltas, JobRow
-from batchyard.store.sql import SqlStore
+from batchyard.store.payloads import Payloads
 from batchyard.store.tables import bulks, job_inputs, job_labels, job_results, jobs, tombstones
 from batchyard.store.views import load_labels
 
 
-class Moves(SqlStore):
+class Moves(Payloads):
     """How rows change state outside the hot statements. Every method takes rows that this transaction has locked."""
 
     def _move(
@@ -64,10 +64,13 @@ class Moves(SqlStore):
             flipped = -1 - row.priority if (row.priority >= 0) == held else row.priority
             deltas.move(row, State.QUEUED, priority=flipped)
 
-    def _delete(self, connection: Connection, rows: Sequence[JobRow], *, deltas: Deltas, now_ms: int) -> None:
-        """Delete terminal jobs with what belongs to them, leaving tombstones."""
+    def _delete(self, connection: Connection, rows: Sequence[JobRow], *, deltas: Deltas, now_ms: int) -> list[int]:
+        """Delete terminal jobs with what belongs to them, leaving tombstones, and the payloads that they referred to.
+
+        Returns those payloads to which no other job refers.
+        """
         if not rows:
-            return
+            return []
         ids = [row.id for row in rows]
         self._count_retired(connection, ids, deltas=deltas, now_ms=now_ms)
         self._delete_labels(connection, ids)
@@ -85,6 +88,8 @@ class Moves(SqlStore):
         for bulk_id, count in sorted(of_bulks.items()):
             counted = bulks.update().where(bulks.c.id == bulk_id)
             connection.execute(counted.values(retired=bulks.c.retired + count))
+        # Payloads are locked after bulks, as submissions do.
+        return self._release_payloads(connection, rows, deltas=deltas, now_ms=now_ms)
 
     def _count_retired(self, connection: Connection, ids: Sequence[int], *, deltas: Deltas, now_ms: int) -> None:
         """The bytes that go, as they were counted when they came: a retry's error was not."""

@@ -235,6 +235,13 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     retired_bytes: int
 
 
+class Leftover(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes in the object store that no payload names."""
+
+    id: int
+    location: str
+
+
 class PayloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     tenant_id: int

@@ -1,4 +1,4 @@
-"""Models with their queues, tenants, API keys and payloads: the small tables."""
+"""Models with their queues, tenants and API keys: the small tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sqlalchemy.exc import IntegrityError
 
 from batchyard.errors import Conflict, NotFound
 from batchyard.jobs import Lane
-from batchyard.store.base import ApiKey, ModelConfig, ModelVersion, PayloadInfo, Tenant
+from batchyard.store.base import ApiKey, ModelConfig, ModelVersion, Tenant
 from batchyard.store.sql import SqlStore
-from batchyard.store.tables import USAGE, api_keys, model_versions, payloads, queues, tenants
+from batchyard.store.tables import USAGE, api_keys, model_versions, queues, tenants
 
 _KEY = select(api_keys, tenants.c.name.label("tenant")).join(tenants, tenants.c.id == api_keys.c.tenant_id)
 
@@ -181,39 +181,6 @@ class Registry(SqlStore):
         if row is None:
             raise NotFound(f"no key {prefix}")
         return _key(row)
-
-    # --- payloads ---
-
-    def add_payload(self, payload: PayloadInfo) -> None:
-        """See `JobStore.add_payload`."""
-        with self._writing() as connection:
-            connection.execute(
-                payloads.insert().values(
-                    id=payload.id,
-                    tenant_id=payload.tenant_id,
-                    content_type=payload.content_type,
-                    size=payload.size,
-                    digest=payload.digest,
-                    location=payload.location,
-                    created_at=self.now_ms(),
-                )
-            )
-
-    def get_payloads(self, ids: Sequence[int]) -> list[PayloadInfo]:
-        """See `JobStore.get_payloads`."""
-        with self._reading() as connection:
-            rows = connection.execute(select(payloads).where(self._among(payloads.c.id, ids))).all()
-        return [
-            PayloadInfo(
-                id=row.id,
-                tenant_id=row.tenant_id,
-                content_type=row.content_type,
-                size=row.size,
-                digest=bytes(row.digest),
-                location=row.location,
-            )
-            for row in rows
-        ]
 
 
 def _version(row: Row[Any], queue_ids: dict[Lane, int], paused: frozenset[Lane]) -> ModelVersion:

@@ -109,6 +109,11 @@ class SqlStore(ABC):
                 if self._source is None:
                     self._source = IdSource(node)
 
+    def _finds(self, *statements: Select[Any]) -> bool:
+        """Whether any of the statements has a row: asked first, so that idle chores never take the write lock."""
+        with self._reading() as connection:
+            return any(connection.execute(statement.limit(1)).first() is not None for statement in statements)
+
     def _lock_jobs(self, connection: Connection, statement: Select[Any]) -> list[JobRow]:
         """Rows of JOB_ROW locked in ascending id order, those that somebody else holds left out."""
         locked = statement.order_by(None).order_by(jobs.c.id).with_for_update(skip_locked=True, of=jobs)

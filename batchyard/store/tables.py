@@ -171,6 +171,15 @@ job_results = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
+job_payloads = Table(
+    "job_payloads",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True),
+    Column("payload_id", BigInteger, primary_key=True),
+    comment="Which payloads a job's input names; most jobs have no row",
+    sqlite_with_rowid=False,
+)
+
 job_labels = Table(
     "job_labels",
     metadata,
@@ -307,7 +316,8 @@ USAGE = _ledger(
     ["jobs", "cost", "device_us", "input_bytes", "result_bytes", "retired_bytes"],
 )
 """What was used, by whole hours since the epoch: succeeded jobs, their exact cost, device time; and bytes of inputs as
-submitted, of results as written, of both as retired."""
+submitted, of results as written, of both as retired. A payload's bytes come with the first job that refers to it, and
+go with the last."""
 
 consumers = Table(
     "consumers",
@@ -364,7 +374,21 @@ payloads = Table(
     Column("digest", LargeBinary, nullable=False),
     Column("location", Text, nullable=False, comment="Path within the object store"),
     Column("created_at", BigInteger, nullable=False),
+    Column("jobs", BigInteger, nullable=False, server_default=text("0"), comment="Existing jobs that refer to it"),
 )
+_UNUSED = text("jobs = 0")
+Index("payloads_unused", payloads.c.created_at, sqlite_where=_UNUSED, postgresql_where=_UNUSED)
+
+payload_leftovers = Table(
+    "payload_leftovers",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=False, comment="Of the payload that is no more, or not yet"),
+    Column("location", Text, nullable=False),
+    Column("due_at", BigInteger, nullable=False, comment="When its bytes are to be deleted, or that is tried again"),
+    Column("expected", Boolean, nullable=False, comment="An upload is under way that may still become a payload"),
+    comment="Bytes in the object store that no payload names",
+)
+Index("payload_leftovers_due", payload_leftovers.c.due_at)
 
 tombstones = Table(
     "tombstones",

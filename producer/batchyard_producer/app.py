@@ -2,7 +2,7 @@
 
 Requests meet the hot routes first, as raw ASGI; what these do not know goes to the router. Everything that blocks runs
 in threads: a pool for calls to the database, another for the streams of results, and one thread each for the group
-commit, the catalog, the hints and the dispatcher.
+commit, the catalog, the hints, the dispatcher and the sweep of payloads.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from batchyard_producer.calls import MEDIA_JSON, Call, refusal, routes
 from batchyard_producer.dispatcher import Dispatcher, Timing
 from batchyard_producer.group_commit import GroupCommit
 from batchyard_producer.hot import HotRoutes
+from batchyard_producer.payload_sweep import PayloadSweep
 from batchyard_producer.reading import Reading
 from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, status
 from batchyard_producer.services import Services
@@ -80,6 +81,15 @@ class Api:
         )
         counted = DispatcherMetrics(registry, tickets=self._metrics.tickets)
         self._dispatcher = Dispatcher(store, broker, settings, metrics=counted, timing=timing)
+        objects = open_objects(settings)
+        self._payload_sweep = PayloadSweep(
+            store,
+            objects,
+            settings.retention,
+            leads=lambda: self._dispatcher.is_leader,
+            every_seconds=(timing or Timing()).payloads,
+            metrics=counted,
+        )
         self._publisher = TicketPublisher(
             broker,
             names=self._broker_name,
@@ -102,7 +112,7 @@ class Api:
             catalog=self._catalog,
             submitter=Submitter(self._catalog, server=settings.server, queues=settings.queues),
             gate=Gate(store, keys_required=keys_required(settings.server)),
-            objects=open_objects(settings),
+            objects=objects,
             payload_ids=IdSource(store.take_node()),
             registry=registry,
             metrics=self._metrics,
@@ -119,7 +129,7 @@ class Api:
         await loop.run_in_executor(self._threads, self._catalog.refresh)
         self._commit.start(loop)
         self._waiting.start(loop)
-        for part in (self._publisher, self._hints, self._catalog_thread, self._dispatcher):
+        for part in (self._publisher, self._hints, self._catalog_thread, self._dispatcher, self._payload_sweep):
             part.start()
 
     def drain(self) -> None:
@@ -132,7 +142,13 @@ class Api:
         self._stop.set()
         await self._waiting.close()
         await asyncio.to_thread(self._commit.close)
-        closing = (self._publisher.close, self._dispatcher.close, self._hints.close, self._catalog_thread.join)
+        closing = (
+            self._publisher.close,
+            self._dispatcher.close,
+            self._payload_sweep.close,
+            self._hints.close,
+            self._catalog_thread.join,
+        )
         await asyncio.gather(*(asyncio.to_thread(close) for close in closing))
         self._threads.shutdown(cancel_futures=True)
         self._stream_threads.shutdown(cancel_futures=True)

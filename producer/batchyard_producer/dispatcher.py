@@ -56,6 +56,8 @@ class Timing:
     retire: float = 60.0
     retire_step: float = 0.2
     """Between the steps of one round of retention."""
+    payloads: float = 60.0
+    """Between sweeps of the payloads that nobody needs."""
 
 
 class Dispatcher:

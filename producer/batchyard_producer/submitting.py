@@ -11,7 +11,6 @@ import msgspec
 
 from batchyard.catalog import Catalog
 from batchyard.errors import NotFound, QueueFull, Unavailable, UnknownModel
-from batchyard.inputs import unknown_payload
 from batchyard.jobs import Accepted, Submission, format_id, parse_id
 from batchyard.schemas import MAX_LOOKUP_IDS, MEDIA_NDJSON, ChunkAccepted, SubmittedJob, SubmittedJobs, rfc3339
 from batchyard.settings import ServerSettings
@@ -76,7 +75,6 @@ class Submitting:
                 trace_context=request.header(b"traceparent"),
             ),
             size=len(body),
-            identity=identity,
         )
         accepted = await self._commit.submit(self._ticketed(prepared.submission))
         wait_seconds = request.preferred_wait()
@@ -101,7 +99,6 @@ class Submitting:
         prepared = await self._prepare(
             partial(prepare, body, plan=plan, caller=identity.caller, idempotency_key=request.idempotency_key()),
             size=len(body),
-            identity=identity,
         )
         accepted = await self._commit.submit(self._ticketed(prepared.submission))
         answer = ChunkAccepted(
@@ -115,25 +112,14 @@ class Submitting:
 
     # --- steps ---
 
-    async def _prepare(self, prepare: Callable[[], Prepared], *, size: int, identity: Identity) -> Prepared:
+    async def _prepare(self, prepare: Callable[[], Prepared], *, size: int) -> Prepared:
         loop = asyncio.get_running_loop()
         try:
-            prepared = prepare() if size <= INLINE_BYTES else await loop.run_in_executor(self._pool, prepare)
+            return prepare() if size <= INLINE_BYTES else await loop.run_in_executor(self._pool, prepare)
         except UnknownModel:
             # Another process may have configured it a moment ago.
             await loop.run_in_executor(self._pool, partial(self._catalog.refresh, older_than_seconds=0.5))
-            prepared = prepare()
-        if prepared.payload_ids:
-            await loop.run_in_executor(self._pool, self._check_payloads, prepared, identity.tenant_id)
-        return prepared
-
-    def _check_payloads(self, prepared: Prepared, tenant_id: int) -> None:
-        """Every payload that the inputs name is the tenant's own; InvalidInput. In a thread."""
-        found = self._store.get_payloads(prepared.payload_ids)
-        own = {payload.id for payload in found if payload.tenant_id == tenant_id}
-        for number in prepared.payload_ids:
-            if number not in own:
-                raise unknown_payload(format_id(number), pointer="/inputs" if prepared.several else "/input")
+            return prepare()
 
     def _ticketed(self, submission: Submission) -> Submission:
         """Within the leader's allowance this process publishes the tickets itself, right after the commit."""

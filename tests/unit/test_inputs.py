@@ -1,7 +1,7 @@
 import pytest
 
 from batchyard.errors import InvalidInput, TooLarge
-from batchyard.inputs import MAX_FAULTS, Validator, check_sizes, payload_ids
+from batchyard.inputs import MAX_FAULTS, Validator, check_sizes, payload_references
 
 
 def place(index: int) -> str:
@@ -42,10 +42,11 @@ def test_a_pointer_escapes_what_it_must() -> None:
 def test_payloads_are_found_anywhere_and_once() -> None:
     reference = {"$payload": "0000000000000005"}
     values = [reference, {"a": [reference, {"b": {"$payload": "0000000000000006"}}]}, "x", {"$payload": "x", "more": 1}]
-    assert payload_ids(values, place=place) == [5, 6]
+    named = [(one.index, one.payload_id, one.pointer) for one in payload_references(values, place=place)]
+    assert named == [(0, 5, place(0)), (1, 5, place(1)), (1, 6, place(1))]
     for bad in (7, "x", "../x", None):
         with pytest.raises(InvalidInput) as caught:
-            payload_ids([1, {"$payload": bad}], place=place)
+            payload_references([1, {"$payload": bad}], place=place)
         assert caught.value.details == {"pointer": "/inputs/1", "index": 1}
 
 

@@ -23,19 +23,42 @@ subs AS MATERIALIZED (
 )"""
 
 # A chunk waits here for the chunk before it, and for a seal: the rows are those after the wait.
-_ABLE_IN_BULKS = """,
+_OPEN = """,
 open AS MATERIALIZED (
     SELECT id, tenant_id, jobs, paused FROM bulks
     WHERE id = ANY(%(bulks)s) AND sealed_at IS NULL ORDER BY id FOR NO KEY UPDATE
+)"""
+
+# Whoever gives payloads up, or lets go of them, is waited for here: the rows are those after the wait, and they stay.
+_NAMED = """,
+uses AS MATERIALIZED (
+    SELECT * FROM unnest(%(use_ordinal)s, %(use_index)s, %(use_payload)s) AS u(ordinal, index, payload_id)
 ),
+named AS MATERIALIZED (
+    SELECT id, tenant_id, size, jobs FROM payloads WHERE id = ANY(%(payloads)s) ORDER BY id FOR NO KEY UPDATE
+),
+lacking AS MATERIALIZED (
+    SELECT u.ordinal FROM uses u JOIN subs s ON s.ordinal = u.ordinal
+        LEFT JOIN named n ON n.id = u.payload_id AND n.tenant_id = s.tenant_id
+    WHERE n.id IS NULL
+)"""
+
+# Bulks are locked before payloads, as where jobs are deleted.
+_NAMED_AFTER_BULKS = _NAMED.replace("WHERE id = ANY", "WHERE (SELECT count(*) FROM open) >= 0 AND id = ANY")
+
+_ABLE_IN_BULKS = """,
 able AS MATERIALIZED (
     SELECT s.*, CASE WHEN o.paused THEN -1 - asked_priority ELSE asked_priority END AS priority, o.jobs AS place
     FROM subs s LEFT JOIN open o ON o.id = s.bulk_id AND o.tenant_id = s.tenant_id
-    WHERE s.bulk_id IS NULL OR o.id IS NOT NULL
-)"""
+    WHERE (s.bulk_id IS NULL OR o.id IS NOT NULL)"""
 
 _ABLE = """,
-able AS MATERIALIZED (SELECT s.*, asked_priority AS priority, 0 AS place FROM subs s)"""
+able AS MATERIALIZED (
+    SELECT s.*, asked_priority AS priority, 0 AS place FROM subs s
+    WHERE true"""
+
+_HAVING_PAYLOADS = """
+        AND s.ordinal <> ALL(ARRAY(SELECT ordinal FROM lacking))"""
 
 # Sorted, so that two calls with the same keys wait for each other and do not deadlock.
 _NEW_KEYS = """,
@@ -122,26 +145,54 @@ labelled AS (
     ORDER BY p.tenant_id, l.label, p.first_id + n * {ID_STRIDE}
 )"""
 
+# The bytes of a payload are counted with the first job that refers to it.
+_REFERENCES = f""",
+referring AS (
+    INSERT INTO job_payloads (job_id, payload_id)
+    SELECT p.first_id + u.index * {ID_STRIDE}, u.payload_id FROM uses u JOIN placed p ON p.ordinal = u.ordinal
+    ORDER BY 1, 2
+),
+referred AS (
+    UPDATE payloads y SET jobs = y.jobs + g.jobs
+    FROM (
+        SELECT u.payload_id, count(*) AS jobs FROM uses u JOIN placed p ON p.ordinal = u.ordinal GROUP BY u.payload_id
+    ) g
+    WHERE y.id = g.payload_id
+),
+used_payloads AS (
+    INSERT INTO usage_deltas (
+        tenant_id, queue_id, hour, jobs, cost, device_us, input_bytes, result_bytes, retired_bytes
+    )
+    SELECT n.tenant_id, min(p.queue_id), c.now / {HOUR_MS}, 0, 0, 0, n.size, 0, 0
+    FROM uses u JOIN placed p ON p.ordinal = u.ordinal JOIN named n ON n.id = u.payload_id CROSS JOIN clock c
+    WHERE n.jobs = 0 GROUP BY n.id, n.tenant_id, n.size, c.now
+)"""
+
 _TAKEN = """
 SELECT now, ARRAY(SELECT ordinal FROM placed) FROM clock"""
 
 
 @cache
-def submit(*, bulks: bool, keys: bool, labels: bool) -> Statement:
+def submit(*, bulks: bool, keys: bool, labels: bool, payloads: bool) -> Statement:
     """Inserts the jobs of many submissions; answers with the time and the ordinals of those taken.
 
-    Not taken are those whose bulk is not open and those whose key is known. The parts that no submission asks for are
-    left out, because starting an empty part costs more than a job.
+    Not taken are those whose bulk is not open, those whose key is known and those that lack a payload. The parts that
+    no submission asks for are left out, because starting an empty part costs more than a job.
     """
     return Statement(
         "".join(
             (
                 _SUBMISSIONS,
+                _OPEN if bulks else "",
+                (_NAMED_AFTER_BULKS if bulks else _NAMED) if payloads else "",
                 _ABLE_IN_BULKS if bulks else _ABLE,
+                _HAVING_PAYLOADS if payloads else "",
+                "\n)",
                 _NEW_KEYS if keys else _ALL_NEW,
                 _PLACED_IN_BULKS if bulks else _PLACED,
                 _ROWS,
                 _LABELS if labels else "",
+                _REFERENCES if payloads else "",
                 _TAKEN,
             )
         )
@@ -154,8 +205,9 @@ FROM unnest(%(ordinal)s, %(tenant)s, %(bulk)s, %(key)s) AS s(ordinal, tenant_id,
 JOIN idempotency i ON i.tenant_id = s.tenant_id AND i.bulk_id = s.bulk_id AND i.key = s.key""")
 """What the keys of submissions not taken stand for."""
 
-BULKS = Statement("SELECT id, tenant_id FROM bulks WHERE id = ANY(%(bulks)s)")
-"""Why submissions to bulks were not taken: those found here are sealed."""
+BULKS = Statement("SELECT id, tenant_id, sealed_at IS NOT NULL FROM bulks WHERE id = ANY(%(bulks)s)")
+PAYLOADS = Statement("SELECT id, tenant_id FROM payloads WHERE id = ANY(%(payloads)s)")
+"""Why submissions were not taken."""
 
 COMMITTED = Statement("SELECT id, created_at FROM jobs WHERE id = ANY(%(first)s)")
 """Which submissions an insert made whose answer was lost."""

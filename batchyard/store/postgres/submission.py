@@ -13,6 +13,7 @@ from psycopg.errors import UniqueViolation
 from batchyard.errors import InvalidRequest, Unavailable
 from batchyard.jobs import ID_STRIDE, Accepted, Submission, deadline_bucket
 from batchyard.store.bulks import idempotency_conflict, sealed_bulk, unknown_bulk
+from batchyard.store.payloads import missing_payload
 from batchyard.store.postgres import insertion
 from batchyard.store.postgres.arrays import byteas, int8s, optional_byteas, optional_int8s, optional_texts
 from batchyard.store.postgres.session import ConnectionLost, Session
@@ -68,12 +69,16 @@ class Submitting(Session):
 
         Safe to send twice, because the ids are this call's own: what the first time committed is found by them.
         """
+        refers = any(submission.payloads for submission, _ in group)
         statement = insertion.submit(
             bulks=any(submission.bulk_id is not None for submission, _ in group),
             keys=any(submission.idempotency_key is not None for submission, _ in group),
             labels=any(submission.labels for submission, _ in group),
+            payloads=refers,
         )
         values = _columns(group)
+        if refers:
+            values |= _references(group)
         try:
             ((now_ms, places),) = self._run(statement, **values)
         except ConnectionLost:
@@ -93,12 +98,18 @@ class Submitting(Session):
         return {place_of[first]: created_at for first, created_at in rows}
 
     def _explain(self, refused: dict[int, tuple[Submission, range]]) -> dict[int, Accepted | Exception]:
-        """Why submissions were not taken: their key is known, or their bulk is not open."""
+        """Why submissions were not taken: their key is known, their bulk is not open, or a payload is not there."""
         known = self._known_keys(refused)
-        bulk_ids = {submission.bulk_id for submission, _ in refused.values() if submission.bulk_id is not None}
-        rows = self._run(insertion.BULKS, bulks=int8s(sorted(bulk_ids))) if bulk_ids else []
-        owners = dict(rows)
-        return {place: _verdict(submission, known.get(place), owners) for place, (submission, _) in refused.items()}
+        subs = [submission for submission, _ in refused.values()]
+        bulk_ids = {sub.bulk_id for sub in subs if sub.bulk_id is not None}
+        bulks = self._run(insertion.BULKS, bulks=int8s(sorted(bulk_ids))) if bulk_ids else []
+        payload_ids = {reference.payload_id for sub in subs for reference in sub.payloads}
+        payloads = self._run(insertion.PAYLOADS, payloads=int8s(sorted(payload_ids))) if payload_ids else []
+        sealed = {bulk_id: (tenant_id, is_sealed) for bulk_id, tenant_id, is_sealed in bulks}
+        owners = dict(payloads)
+        return {
+            place: _verdict(submission, known.get(place), sealed, owners) for place, (submission, _) in refused.items()
+        }
 
     def _known_keys(self, refused: dict[int, tuple[Submission, range]]) -> dict[int, tuple[bytes, Accepted]]:
         keyed = [(place, one) for place, (one, _) in refused.items() if one.idempotency_key is not None]
@@ -123,17 +134,26 @@ class Submitting(Session):
 
 
 def _verdict(
-    submission: Submission, known: tuple[bytes, Accepted] | None, owners: dict[int, int]
+    submission: Submission,
+    known: tuple[bytes, Accepted] | None,
+    bulks: dict[int, tuple[int, bool]],
+    payloads: dict[int, int],
 ) -> Accepted | Exception:
+    """`bulks`: those that exist, with their tenants and whether they are sealed; `payloads`: likewise, with tenants."""
     if known is not None:
         digest, accepted = known
         if digest == (submission.idempotency_digest or b"") and accepted.ids:
             return accepted
         return idempotency_conflict(submission.idempotency_key or "")
     if submission.bulk_id is not None:
-        return sealed_bulk() if owners.get(submission.bulk_id) == submission.tenant_id else unknown_bulk()
-    # The retention deleted the key between the two looks.
-    return Unavailable("this idempotency key was just given up; send the call again", retry_after_seconds=1.0)
+        tenant_id, is_sealed = bulks.get(submission.bulk_id, (None, False))
+        if tenant_id != submission.tenant_id:
+            return unknown_bulk()
+        if is_sealed:
+            return sealed_bulk()
+    # Nothing found: the key was deleted, or the payload came, between the two looks.
+    changed = Unavailable("what this call stands on has just changed; send it again", retry_after_seconds=1.0)
+    return missing_payload(submission, payloads) or changed
 
 
 def _columns(group: _Group) -> dict[str, Any]:
@@ -170,6 +190,17 @@ def _columns(group: _Group) -> dict[str, Any]:
         "job_body": byteas(list(chain.from_iterable(sub.inputs for sub in subs))),
         "job_custom_id": optional_texts(_per_job([sub.custom_ids for sub in subs], counts)),
         "job_digest": optional_byteas(_per_job([sub.input_digests for sub in subs], counts)),
+    }
+
+
+def _references(group: _Group) -> dict[str, Any]:
+    """What the submissions refer to, one column per attribute; and the payloads, each once."""
+    uses = [(place, reference) for place, (sub, _) in enumerate(group) for reference in sub.payloads]
+    return {
+        "use_ordinal": int8s([place for place, _ in uses]),
+        "use_index": int8s([reference.index for _, reference in uses]),
+        "use_payload": int8s([reference.payload_id for _, reference in uses]),
+        "payloads": int8s(sorted({reference.payload_id for _, reference in uses})),
     }
 
 

@@ -10,7 +10,9 @@ import msgspec
 from batchyard.jobs import ID_STRIDE, Accepted, Submission
 from batchyard.store.bulks import idempotency_conflict, sealed_bulk, unknown_bulk
 from batchyard.store.deltas import Deltas
+from batchyard.store.payloads import missing_payload
 from batchyard.store.sqlite.inserts import Group, Packed, insert_group, like, pack
+from batchyard.store.sqlite.references import named_payloads, refer
 
 encode = msgspec.json.encode
 
@@ -71,6 +73,8 @@ def submit(
     answers: list[Accepted | Exception | None] = [None] * len(submissions)
     known = _known_keys(raw, submissions)
     bulks = _open_bulks(raw, submissions)
+    payloads = named_payloads(raw, submissions)
+    tenant_of_payload = {number: payload.tenant_id for number, payload in payloads.items()}
     first_with: dict[Key, int] = {}
     groups: dict[object, list[int]] = {}
     places: dict[int, int] = {}
@@ -82,7 +86,7 @@ def submit(
             if submissions[first_with[key]].idempotency_digest != submission.idempotency_digest:
                 answers[place] = idempotency_conflict(key[2])
         else:
-            refusal = _refusal(submission, bulks)
+            refusal = _refusal(submission, bulks, tenant_of_payload)
             if refusal is not None:
                 answers[place] = refusal
                 continue
@@ -96,6 +100,8 @@ def submit(
         raw, submissions, groups, places, bulks, packed=packed, now_ms=now_ms, take_ids=take_ids, deltas=deltas
     )
     _remember_keys(raw, submissions, first_with, first_ids, now_ms=now_ms)
+    if payloads:
+        refer(raw, submissions, first_ids, payloads, now_ms=now_ms, deltas=deltas)
     for place, first_id in first_ids.items():
         answers[place] = _accepted(first_id, len(submissions[place].inputs), now_ms)
     return [answers[p] or _second(submissions[p], answers, first_with) for p in range(len(submissions))]
@@ -157,13 +163,16 @@ def _open_bulks(raw: Any, submissions: Sequence[Submission]) -> dict[int, OpenBu
     return {row[0]: OpenBulk(*row[1:]) for row in raw.execute(_BULKS, (encode(ids).decode(),))}
 
 
-def _refusal(submission: Submission, bulks: dict[int, OpenBulk]) -> Exception | None:
-    if submission.bulk_id is None:
-        return None
-    bulk = bulks.get(submission.bulk_id)
-    if bulk is None or bulk.tenant_id != submission.tenant_id:
-        return unknown_bulk()
-    return sealed_bulk() if bulk.closed else None
+def _refusal(
+    submission: Submission, bulks: dict[int, OpenBulk], tenant_of_payload: Mapping[int, int]
+) -> Exception | None:
+    if submission.bulk_id is not None:
+        bulk = bulks.get(submission.bulk_id)
+        if bulk is None or bulk.tenant_id != submission.tenant_id:
+            return unknown_bulk()
+        if bulk.closed:
+            return sealed_bulk()
+    return missing_payload(submission, tenant_of_payload)
 
 
 def _replay(submission: Submission, known: KnownKey) -> Accepted | Exception:

@@ -26,10 +26,12 @@ TABLES = (
     "idempotency",
     "job_inputs",
     "job_labels",
+    "job_payloads",
     "job_results",
     "jobs",
     "leases",
     "model_versions",
+    "payload_leftovers",
     "payloads",
     "queues",
     "tenants",
@@ -206,6 +208,13 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "job_payloads",
+        sa.Column("job_id", sa.BigInteger(), nullable=False),
+        sa.Column("payload_id", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "payload_id"),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "job_results",
         sa.Column("job_id", ID, autoincrement=False, nullable=False),
         sa.Column("format", sa.SmallInteger(), nullable=False),
@@ -331,6 +340,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("model", "version"),
     )
     op.create_table(
+        "payload_leftovers",
+        sa.Column("id", ID, autoincrement=False, nullable=False),
+        sa.Column("location", sa.Text(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=False),
+        sa.Column("expected", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("payload_leftovers_due", "payload_leftovers", ["due_at"], unique=False)
+    op.create_table(
         "payloads",
         sa.Column("id", ID, autoincrement=False, nullable=False),
         sa.Column("tenant_id", sa.Integer(), nullable=False),
@@ -339,7 +357,16 @@ def upgrade() -> None:
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("location", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("jobs", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(
+        "payloads_unused",
+        "payloads",
+        ["created_at"],
+        unique=False,
+        sqlite_where=sa.text("jobs = 0"),
+        postgresql_where=sa.text("jobs = 0"),
     )
     op.create_table(
         "queues",

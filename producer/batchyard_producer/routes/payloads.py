@@ -28,6 +28,7 @@ async def upload(asked: Asked) -> Response:
         raise InvalidRequest("the Content-Type must be at most 255 printable ASCII characters")
     number = services.payload_ids.take(1, now_ms=services.store.now_ms())[0]
     location = location_of(number, tenant_id=asked.tenant_id)
+    await services.call(services.store.expect_payload, number, location=location)
     stored = await _receive(asked, location)
     info = PayloadInfo(
         id=number,
@@ -37,11 +38,8 @@ async def upload(asked: Asked) -> Response:
         digest=stored.digest,
         location=location,
     )
-    try:
-        await services.call(services.store.add_payload, info)
-    except BaseException:
-        await services.call(services.objects.delete, location)
-        raise
+    # Where this fails, the row may be there all the same: the bytes stay, and are deleted as what nobody refers to.
+    await services.call(services.store.add_payload, info, expected=True)
     return answer(_shown(info), status=201, location=f"/v1/payloads/{format_id(number)}")
 
 
@@ -93,7 +91,9 @@ CALLS = (
         method="POST",
         path="/v1/payloads",
         summary="Upload bytes that inputs can refer to",
-        about='Name them as `{"$payload": id}` anywhere inside an input; the model sees bytes in that place.',
+        about='Name them as `{"$payload": id}` anywhere inside an input; the model sees bytes in that place. They are '
+        "kept as long as any job that refers to them, and for `retention.payload_seconds` (a day) in any case, unless "
+        "the last such job is forgotten.",
         tag="payloads",
         handler=upload,
         body_media=("*/*",),

@@ -12,10 +12,11 @@ import psycopg
 import pytest
 from psycopg.errors import DeadlockDetected
 
+from batchyard.errors import InvalidInput
 from batchyard.jobs import Accepted, State
 from batchyard.store.base import JobStore
 from batchyard.store.postgres import PostgresStore
-from tests.services.store.yard import TENANT, Yard, check_ledgers, eventually, succeeded
+from tests.services.store.yard import TENANT, Yard, check_ledgers, eventually, naming, succeeded, sweep, upload
 
 pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 Open = Callable[[], JobStore]
@@ -219,3 +220,96 @@ def _waiting(session: Any) -> int:
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     ).fetchone()
     return int(count)
+
+
+def test_a_payload_that_is_being_referred_to_is_not_given_up(yard: Yard, session: Any, database: str) -> None:
+    number = upload(yard.store)
+    with psycopg.connect(database.replace("+psycopg", "")) as submitter:
+        submitter.execute("SELECT 1 FROM payloads FOR NO KEY UPDATE")
+        assert sweep(yard.store) == []
+        submitter.rollback()
+    assert [leftover.id for leftover in sweep(yard.store)] == [number]
+
+
+@pytest.mark.parametrize("is_given_up", [True, False])
+def test_a_submission_waits_for_who_may_give_its_payload_up(
+    yard: Yard, open_another: Open, session: Any, database: str, is_given_up: bool
+) -> None:
+    number = upload(yard.store)
+    call = yard.submission(1, payloads=naming([number]))
+    with psycopg.connect(database.replace("+psycopg", "")) as sweeper, ThreadPoolExecutor(1) as threads:
+        sweeper.execute("SELECT 1 FROM payloads FOR UPDATE")
+        submitting = threads.submit(open_another().submit, [call])
+        eventually(lambda: _waiting(session) == 1)
+        if is_given_up:
+            sweeper.execute("DELETE FROM payloads")
+        sweeper.commit()
+        (answer,) = submitting.result()
+    assert isinstance(answer, InvalidInput if is_given_up else Accepted)
+    assert sum(row.jobs for row in yard.store.recount()) == int(not is_given_up)
+    assert sweep(yard.store) == []
+
+
+def test_a_job_that_is_forgotten_while_another_comes_leaves_it_the_payload(
+    yard: Yard, open_another: Open, session: Any, database: str
+) -> None:
+    """The submission's statement began before the last job was gone, and goes on after: its counts are right."""
+    number = upload(yard.store, size=1000)
+    (old,) = yard.submit(1, payloads=naming([number]))
+    yard.store.cancel(old, tenant_id=TENANT)
+    with psycopg.connect(database.replace("+psycopg", "")) as blocker, ThreadPoolExecutor(2) as threads:
+        blocker.execute("SELECT 1 FROM payloads FOR UPDATE")
+        retiring = threads.submit(
+            open_another().retire, finished_before_ms=yard.store.now_ms() + 60_000, limit=9, tombstone_ms=1 << 40
+        )
+        eventually(lambda: _waiting(session) == 1)
+        submitting = threads.submit(open_another().submit, [yard.submission(1, payloads=naming([number]))])
+        eventually(lambda: _waiting(session) == 2)
+        blocker.rollback()
+        assert retiring.result() == 1
+        (answer,) = submitting.result()
+    assert isinstance(answer, Accepted)
+    assert session.execute("SELECT jobs FROM payloads").fetchall() == [(1,)]
+    assert yard.store.stored_bytes() == len(b'{"n": 0}') + 1000
+    assert sweep(yard.store) == []
+
+
+def test_submissions_that_share_payloads_and_bulks_neither_deadlock_nor_miscount(
+    yard: Yard, open_another: Open, session: Any, deadlocks: list[Exception]
+) -> None:
+    numbers = [upload(yard.store, size=10) for _ in range(6)]
+    bulks = [yard.bulk() for _ in range(3)]
+
+    def submit(store: JobStore, seed: int) -> None:
+        order = random.Random(seed)
+        for _ in range(10):
+            group = [
+                yard.submission(
+                    2, bulk_id=order.choice([None, *(bulk.id for bulk in bulks)]), payloads=naming([], [number])
+                )
+                for number in order.sample(numbers, len(numbers))
+            ]
+            assert all(isinstance(answer, Accepted) for answer in store.submit(group))
+
+    at_once([partial(submit, open_another(), seed) for seed in range(WRITERS)])
+    assert deadlocks == []
+    assert session.execute("SELECT id, jobs FROM payloads ORDER BY id").fetchall() == [
+        (number, 10 * WRITERS) for number in numbers
+    ]
+    inline = 10 * WRITERS * len(numbers) * 2 * len(b'{"n": 0}')
+    assert yard.store.stored_bytes() == inline + 10 * len(numbers)
+
+
+def test_a_submission_locks_bulks_before_payloads_as_deletions_do(
+    yard: Yard, open_another: Open, session: Any, database: str
+) -> None:
+    bulk, number = yard.bulk(), upload(yard.store)
+    call = yard.submission(1, bulk_id=bulk.id, payloads=naming([number]))
+    with psycopg.connect(database.replace("+psycopg", "")) as deletion, ThreadPoolExecutor(1) as threads:
+        deletion.execute("SELECT 1 FROM bulks FOR UPDATE")
+        submitting = threads.submit(open_another().submit, [call])
+        eventually(lambda: _waiting(session) == 1)
+        deletion.execute("SELECT 1 FROM payloads FOR UPDATE NOWAIT")
+        deletion.rollback()
+        (answer,) = submitting.result()
+    assert isinstance(answer, Accepted)

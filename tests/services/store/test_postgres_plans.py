@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from batchyard.store.postgres import PostgresStore
-from tests.services.store.yard import Yard, succeeded
+from tests.services.store.yard import Yard, naming, succeeded, upload
 
 pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
-BIG_TABLES = {"jobs", "job_inputs", "job_results", "idempotency"}
+BIG_TABLES = {"jobs", "job_inputs", "job_results", "idempotency", "payloads", "job_payloads"}
 
 
 def use_everything(yard: Yard, count: int) -> None:
@@ -19,6 +19,9 @@ def use_everything(yard: Yard, count: int) -> None:
     ids = yard.submit(count, bulk_id=bulk.id, idempotency_key="k", labels=["a"])
     yard.submit(1, bulk_id=bulk.id, idempotency_key="k", idempotency_digest=b"")
     loose = yard.submit(count)
+    yard.submit(2, payloads=naming([upload(yard.store)], []))
+    yard.submit(1, bulk_id=bulk.id, payloads=naming([upload(yard.store)]))
+    yard.store.submit([yard.submission(1, payloads=naming([4711]))])
     yard.store.head(yard.queue, after={}, limit=10, urgent_before_ms=0)
     yard.store.stragglers(yard.queue, below={(1, 5): ids[-1]}, limit=10)
     jobs = yard.claim([*ids, *loose])

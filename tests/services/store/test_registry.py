@@ -1,10 +1,10 @@
-"""Models, queues, tenants, keys and payloads."""
+"""Models, queues, tenants and keys."""
 
 import pytest
 
 from batchyard.errors import Conflict, NotFound
 from batchyard.jobs import Lane
-from batchyard.store.base import JobStore, ModelConfig, PayloadInfo, Tenant
+from batchyard.store.base import JobStore, ModelConfig, Tenant
 from tests.services.store.yard import Yard
 
 
@@ -87,15 +87,3 @@ def test_keys_are_found_listed_and_revoked(store: JobStore) -> None:
         store.create_key(prefix="by_4", tenant_id=77, name="x", digest=b"e", scopes=[], expires_at_ms=None)
     with pytest.raises(Conflict):
         store.create_key(prefix="by_2", tenant_id=1, name="x", digest=b"e", scopes=[], expires_at_ms=None)
-
-
-def test_payloads(store: JobStore) -> None:
-    made = [
-        PayloadInfo(id=n, tenant_id=1, content_type="image/png", size=n, digest=b"\xff", location=f"a/{n}")
-        for n in (5, 1 << 62)
-    ]
-    for payload in made:
-        store.add_payload(payload)
-    found = store.get_payloads([5, 1 << 62, 7])
-    assert sorted(found, key=lambda payload: payload.id) == made
-    assert store.get_payloads([]) == []

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from batchyard.jobs import Accepted, ClaimedJob, ErrorInfo, Lane, Outcome, State, Submission
-from batchyard.store.base import BulkConfig, BulkView, JobStore, JobView, ModelConfig
+from batchyard.jobs import Accepted, ClaimedJob, ErrorInfo, Lane, Outcome, PayloadReference, State, Submission
+from batchyard.store.base import BulkConfig, BulkView, JobStore, JobView, Leftover, ModelConfig, PayloadInfo
 
 TENANT = 1
 LONG_MS = 600_000
+
+NEVER, ALWAYS = 0, 1 << 50
+"""Moments before which nothing, and everything, was uploaded."""
 
 several_stores = pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 """For tests that open a database more than once."""
@@ -117,6 +120,44 @@ def failed(job: ClaimedJob) -> Outcome:
 def waiting(job: ClaimedJob, *, retry_in_ms: int = 0) -> Outcome:
     error = ErrorInfo(code="model_busy", message="not now", retryable=True)
     return Outcome(job, State.WAITING, error=error, retry_in_ms=retry_in_ms)
+
+
+# --- payloads ---------------------------------------------------------------------------------------------------------
+
+_FIRST_PAYLOAD = 1 << 40
+_payload_numbers = itertools.count(_FIRST_PAYLOAD)
+
+
+def upload(store: JobStore, *, size: int = 100, tenant_id: int = TENANT) -> int:
+    number = next(_payload_numbers)
+    location = f"{tenant_id}/{number:x}"
+    store.expect_payload(number, location=location)
+    info = PayloadInfo(
+        id=number, tenant_id=tenant_id, content_type="image/png", size=size, digest=b"\xff", location=location
+    )
+    store.add_payload(info, expected=True)
+    return number
+
+
+def naming(*payload_ids: Sequence[int]) -> list[PayloadReference]:
+    """One argument per input: what it refers to."""
+    return [
+        PayloadReference(index=index, payload_id=number, pointer=f"/inputs/{index}")
+        for index, numbers in enumerate(payload_ids)
+        for number in numbers
+    ]
+
+
+def sweep(store: JobStore, *, deleted: Sequence[int] = (), before_ms: int = ALWAYS, limit: int = 100) -> list[Leftover]:
+    return store.sweep_payloads(deleted=deleted, uploaded_before_ms=before_ms, limit=limit)
+
+
+def uploaded() -> range:
+    """All that `upload` has ever made."""
+    return range(_FIRST_PAYLOAD, next(_payload_numbers))
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
 
 
 def eventually(happens: Callable[[], bool], *, seconds: float = 10.0) -> None:

@@ -16,6 +16,7 @@ from batchyard.settings import ModelSettings, PoolSettings, ServerSettings, Sett
 from batchyard.store.base import JobStore
 from batchyard.testing import memory_store
 from batchyard_producer.app import Api
+from batchyard_producer.dispatcher import Timing
 from tests.unit.producer import contract
 
 
@@ -54,11 +55,13 @@ POOLS = (PoolSettings(name="local", models=("echo",)), PoolSettings(name="spot",
 
 
 @asynccontextmanager
-async def serving(folder: Path, server: ServerSettings | None = None) -> AsyncIterator[Served]:
+async def serving(
+    folder: Path, server: ServerSettings | None = None, *, timing: Timing | None = None
+) -> AsyncIterator[Served]:
     """Serve until the block ends; the client speaks as a caller on loopback."""
     settings = Settings(state_dir=folder, server=server or ServerSettings(), models=MODELS, pools=POOLS)
     store, broker = memory_store(), Broker("memory://")
-    process = Api(settings, store=store, broker=broker)
+    process = Api(settings, store=store, broker=broker, timing=timing)
     await process.start()
     transport = httpx.ASGITransport(cast("Any", process.application), raise_app_exceptions=False)
     hooks: dict[str, Any] = {"response": [contract.check]}
@@ -74,7 +77,7 @@ async def serving(folder: Path, server: ServerSettings | None = None) -> AsyncIt
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Serves with given server settings."""
+    """Serves with given settings of the server, and timing of the dispatcher."""
     return partial(serving, tmp_path)
 
 

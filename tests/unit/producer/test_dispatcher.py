@@ -13,9 +13,9 @@ import pytest
 
 from batchyard.broker import Broker, decode_ticket
 from batchyard.errors import BrokerDown, Unavailable
-from batchyard.jobs import ClaimedJob, ErrorInfo, Lane, Outcome, State
+from batchyard.jobs import ClaimedJob, ErrorInfo, Lane, Outcome, PayloadReference, State
 from batchyard.settings import DatabaseSettings, QueueSettings, RetentionSettings, Settings
-from batchyard.store.base import BulkConfig, JobStore, ModelVersion
+from batchyard.store.base import BulkConfig, JobStore, ModelVersion, PayloadInfo
 from batchyard.telemetry import DispatcherMetrics, new_registry, snapshot
 from batchyard.testing import memory_store
 from batchyard.ticketing import Allowance, ControlLink, queue_names
@@ -427,6 +427,30 @@ def test_finished_jobs_are_retired(rig: Rig, settings: Settings, tmp_path: Path,
     kept = rig.store.stored_bytes()
     assert kept == 0 if by == "age" else kept <= 10_000
     assert rig.store.retired_among(list(ids[:1]), tenant_id=1) == [ids[0]]
+
+
+def test_payloads_that_jobs_refer_to_count_as_bytes_kept(rig: Rig, settings: Settings, tmp_path: Path) -> None:
+    keep = RetentionSettings(keep_seconds=9e9, keep_bytes=10_000)
+    rig.settings = Settings(state_dir=tmp_path, queues=settings.queues, retention=keep)
+    rig.dispatcher = rig.another()
+
+    def upload(number: int, *, size: int) -> PayloadReference:
+        info = PayloadInfo(id=number, tenant_id=1, content_type="x", size=size, digest=b"", location=f"1/{number}")
+        rig.store.add_payload(info)
+        return PayloadReference(index=0, payload_id=number, pointer="/input")
+
+    upload(1, size=1_000_000)
+    (small,) = rig.submit(1, payloads=[upload(2, size=9_000)])
+    rig.store.cancel(small, tenant_id=1)
+    rig.clock.now += 121
+    for _ in range(5):
+        rig.round(seconds=1)
+    assert len(rig.store.get_jobs([small], tenant_id=1)) == 1, "to delete it would not free what no job refers to"
+    rig.submit(1, payloads=[upload(3, size=2_000)])
+    for _ in range(5):
+        rig.round(seconds=61)
+    assert rig.store.get_jobs([small], tenant_id=1) == []
+    assert rig.store.stored_bytes() == 2_000 + len(b'"x"')
 
 
 def test_leadership_passes_on(rig: Rig) -> None:
