@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from batchyard.errors import MissingExtra
+
 if TYPE_CHECKING:
     from batchyard.store.base import JobStore
 
@@ -12,11 +14,14 @@ if TYPE_CHECKING:
 def memory_store(*, clock: Callable[[], int] | None = None) -> JobStore:
     """A job store of its own in memory, with its schema: the SQLite store over a database that nobody else sees.
 
-    `clock` takes the place of the database's clock, in Unix milliseconds. Needs the extra that brings SQLAlchemy.
+    `clock` takes the place of the database's clock, in Unix milliseconds. MissingExtra where SQLAlchemy is not there.
     """
-    from batchyard.store import migrate
-    from batchyard.store.sqlite import SqliteStore
-    from batchyard.store.sqlite.store import wall_clock_ms
+    try:
+        from batchyard.store import migrate
+        from batchyard.store.sqlite import SqliteStore
+        from batchyard.store.sqlite.store import wall_clock_ms
+    except ModuleNotFoundError as missing:
+        raise MissingExtra(feature="memory_store", extra="producer") from missing
 
     store = SqliteStore(None, clock=clock or wall_clock_ms)
     store.prepare(migrate.upgrade_connection)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from batchyard.cli.extras import needs
+from batchyard.cli.extras import needs, require
 from batchyard.cli.invocation import Invocation, global_options
 from batchyard.errors import BatchyardError, ConfigurationError, MissingExtra
 from batchyard.processes import end_with_parent
@@ -32,6 +32,13 @@ OWN = {
 
 OF_COMPONENTS = {"api": "producer", "worker": "consumers", "check": "consumers", "scaler": "scaler"}
 """Command of a component → the extra that brings it."""
+
+MAINSTAYS = {
+    "producer": ("sqlalchemy", "kombu", "uvicorn"),
+    "consumers": ("sqlalchemy", "celery", "torch"),
+    "scaler": ("sqlalchemy", "prometheus_client"),
+}
+"""Extra → packages by which it is known to be there."""
 
 ENTRY_POINTS = "batchyard.commands"
 
@@ -70,9 +77,10 @@ def _own(name: str) -> click.Command | None:
 
 def _of_component(name: str) -> click.Command | None:
     points = metadata.entry_points(group=ENTRY_POINTS, name=name)
-    extra = OF_COMPONENTS.get(name, "all")
+    feature, extra = f"batchyard {name}", OF_COMPONENTS.get(name, "all")
     for point in points:
-        with needs(feature=f"batchyard {name}", extra=extra):
+        require(MAINSTAYS.get(extra, ()), feature=feature, extra=extra)
+        with needs(feature=feature, extra=extra):
             command: click.Command = point.load()
             return command
     return None

@@ -17,33 +17,29 @@ from urllib.parse import unquote
 import msgspec
 
 from batchyard import rendering, results, schemas
-from batchyard.errors import BrokerDown, Conflict, MissingExtra, NotFound, UnknownModel
+from batchyard.broker import Broker
+from batchyard.broker.embedded import resolve_broker_url
+from batchyard.catalog import Catalog
+from batchyard.errors import BrokerDown, Conflict, NotFound, UnknownModel
+from batchyard.inputs import unknown_payload
 from batchyard.jobs import Accepted, IdSource, Lane, State, format_id
+from batchyard.payloads import ObjectStore, location_of, open_objects
+from batchyard.result_pages import ResultPages
 from batchyard.schemas import rfc3339
+from batchyard.sdk.direct_jobs import (
+    LONGEST_LOOK_SECONDS,
+    SHORTEST_LOOK_SECONDS,
+    TENANT_ID,
+    Answer,
+    DirectJobs,
+    number_of,
+)
 from batchyard.sdk.steps import MEDIA_MSGPACK, Request, Response
 from batchyard.settings import Settings
 from batchyard.store.base import BulkView, JobStore, PayloadInfo
-
-try:
-    from batchyard.broker import Broker
-    from batchyard.broker.embedded import resolve_broker_url
-    from batchyard.catalog import Catalog
-    from batchyard.inputs import unknown_payload
-    from batchyard.payloads import ObjectStore, location_of, open_objects
-    from batchyard.result_pages import ResultPages
-    from batchyard.sdk.direct_jobs import (
-        LONGEST_LOOK_SECONDS,
-        SHORTEST_LOOK_SECONDS,
-        TENANT_ID,
-        Answer,
-        DirectJobs,
-        number_of,
-    )
-    from batchyard.store.open import open_store
-    from batchyard.submission import Caller, Prepared, Submitter
-    from batchyard.ticketing import Allowance, ControlLink, TicketPublisher, queue_names
-except ModuleNotFoundError as missing:  # pragma: no cover  exercised by the test of the bare wheel
-    raise MissingExtra(feature="Client.direct", extra="producer") from missing
+from batchyard.store.open import open_store
+from batchyard.submission import Caller, Prepared, Submitter
+from batchyard.ticketing import Allowance, ControlLink, TicketPublisher, queue_names
 
 Handler = Callable[[Request, list[str]], Answer]
 """What answers a request, given the variable parts of its path."""
@@ -80,7 +76,10 @@ class Direct:
         config: str | os.PathLike[str] | None,
         state: str | os.PathLike[str] | None,
     ) -> Direct:
-        """Open what the configuration names, with the URLs given here on top; Unavailable without a database."""
+        """Open what the configuration names, with the URLs given here on top.
+
+        Unavailable without a database, MissingExtra without what speaks to it.
+        """
         from batchyard.configuration import load_settings
 
         settings = load_settings(config, state, {"database.url": database, "broker.url": broker})

