@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from batchyard.broker import TICKET_JOBS, Broker, Listener, cut_tickets, queue_name
+from batchyard.broker import MOST_TICKET_JOBS, TICKET_JOBS, Broker, Listener, cut_tickets, queue_name
 from batchyard.errors import BrokerDown
 from batchyard.jobs import Accepted, Submission
 from batchyard.logs import log_event
@@ -47,7 +47,7 @@ def ticket_jobs(seconds_per_job: float | None) -> int:
     """How many jobs a ticket names at most; TICKET_JOBS while nobody knows how long one takes."""
     if not seconds_per_job:
         return TICKET_JOBS
-    return max(1, min(TICKET_JOBS, round(TICKET_SECONDS / seconds_per_job)))
+    return max(1, min(MOST_TICKET_JOBS, round(TICKET_SECONDS / seconds_per_job)))
 
 
 def patience_seconds(*, jobs: float, seconds_per_job: float | None, is_busy: bool, least: float) -> float:
@@ -68,7 +68,7 @@ class Grant(NamedTuple):
     """What the leader allows for one queue."""
 
     jobs: Annotated[int, msgspec.Meta(ge=0)]
-    ticket_jobs: Annotated[int, msgspec.Meta(ge=1, le=TICKET_JOBS)] = TICKET_JOBS
+    ticket_jobs: Annotated[int, msgspec.Meta(ge=1, le=MOST_TICKET_JOBS)] = TICKET_JOBS
 
 
 class Allowance:

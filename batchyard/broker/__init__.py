@@ -8,6 +8,7 @@ from batchyard.broker.listening import Hints, Listener
 from batchyard.broker.tickets import (
     TASK_NAME,
     TICKET_BYTES,
+    MOST_TICKET_JOBS,
     TICKET_JOBS,
     Ticket,
     cut_tickets,
@@ -19,6 +20,7 @@ from batchyard.broker.tickets import (
 __all__ = [
     "TASK_NAME",
     "TICKET_BYTES",
+    "MOST_TICKET_JOBS",
     "TICKET_JOBS",
     "Broker",
     "Hints",

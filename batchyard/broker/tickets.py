@@ -20,9 +20,12 @@ TASK_NAME = "batchyard.ticket"
 """The task name in the envelope."""
 
 TICKET_JOBS = 128
-"""Jobs that one ticket names at most."""
+"""Jobs that one ticket names while nobody knows how long they take."""
 
-TICKET_BYTES = 8 * 1024
+MOST_TICKET_JOBS = 512
+"""Jobs that one ticket names at most: a consumer spends as long on a message of few as on one of many."""
+
+TICKET_BYTES = 16 * 1024
 """A body above this is not read."""
 
 CONTENT_TYPE = "application/json"
@@ -51,7 +54,7 @@ _JobId = Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
 
 class _Arguments(msgspec.Struct, forbid_unknown_fields=True):
     queue: Annotated[int, msgspec.Meta(gt=0, le=(1 << 31) - 1)]
-    ids: Annotated[list[_JobId], msgspec.Meta(min_length=1, max_length=TICKET_JOBS)]
+    ids: Annotated[list[_JobId], msgspec.Meta(min_length=1, max_length=MOST_TICKET_JOBS)]
 
 
 _NoArguments = Annotated[list[None], msgspec.Meta(max_length=0)]
@@ -61,7 +64,7 @@ _EMBED: Mapping[str, None] = {"callbacks": None, "errbacks": None, "chain": None
 
 
 def encode_ticket(ticket: Ticket) -> bytes:
-    """The body of the message. At most TICKET_JOBS ids."""
+    """The body of the message. At most MOST_TICKET_JOBS ids."""
     ids = ticket.ids if isinstance(ticket.ids, list) else list(ticket.ids)  # msgspec knows no ranges
     return msgspec.json.encode(((), {"queue": ticket.queue_id, "ids": ids}, _EMBED))
 

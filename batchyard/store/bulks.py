@@ -147,12 +147,9 @@ class Bulks(SqlStore):
         found: list[tuple[int, Sequence[int]]] = []
         gathered = 0
         while gathered < limit:
-            following = select(flushes.c.seq, flushes.c.job_ids).where(
-                flushes.c.bulk_id == bulk_id, flushes.c.seq > after_seq
-            )
             # A flush holds some hundred ids as a rule: few round trips whatever they hold.
             size = max(4, (limit - gathered) // 256)
-            page = connection.execute(following.order_by(flushes.c.seq).limit(size)).all()
+            page = self._flush_page(connection, bulk_id, after_seq=after_seq, limit=size)
             for seq, packed in page:
                 if gathered >= limit:
                     break
@@ -162,6 +159,14 @@ class Bulks(SqlStore):
             if len(page) < size:
                 break
         return found
+
+    def _flush_page(
+        self, connection: Connection, bulk_id: int, *, after_seq: int, limit: int
+    ) -> Sequence[tuple[int, bytes]]:
+        """Numbers and packed ids of the next flushes, in order. A dialect may know a faster way."""
+        mine = and_(flushes.c.bulk_id == bulk_id, flushes.c.seq > after_seq)
+        following = select(flushes.c.seq, flushes.c.job_ids).where(mine).order_by(flushes.c.seq).limit(limit)
+        return [(row.seq, row.job_ids) for row in connection.execute(following)]
 
     def _results(self, connection: Connection, seq_of: dict[int, int]) -> list[ResultRow]:
         """The rows of the ids, in the order of the mapping. A dialect may know a faster way."""

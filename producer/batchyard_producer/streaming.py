@@ -23,6 +23,8 @@ from batchyard.store.base import JobStore, ResultRow
 from batchyard_producer.intake import Request
 from batchyard_producer.waiting import Waiting
 
+APART_SECONDS = 0.01
+"""Between two reads that find something: under load a page gathers some hundred results, not some ten."""
 SIGN_OF_LIFE_SECONDS = 15.0
 """A stream without results repeats its cursor this often, so that proxies and readers know that it lives."""
 
@@ -124,6 +126,7 @@ class ResultStream:
                     if page.records:
                         pace.found()
                         end = loop.time() + self._wait_seconds
+                        await pace.keep_apart(APART_SECONDS)
                     continue
                 left = end - loop.time()
                 if left <= 0 or self._waiting.is_draining:

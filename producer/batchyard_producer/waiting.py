@@ -315,6 +315,12 @@ class Pace:
         self._gap = SHORTEST_GAP_SECONDS
         self._misses = 0
 
+    async def keep_apart(self, seconds: float) -> None:
+        """Sleep until this long after the last look."""
+        early = self._looked_at + seconds - asyncio.get_running_loop().time()
+        if early > 0:
+            await asyncio.sleep(early)
+
     async def rest(self, seconds: float) -> None:
         """Sleep until the next look is due, at most this long."""
         waiting = self._waiting
@@ -322,9 +328,7 @@ class Pace:
             self._misses += 1
             self._gap = SHORTEST_GAP_SECONDS
             apart = min(SHORTEST_GAP_SECONDS * 2 ** max(0, self._misses - PATIENCE), LONGEST_GAP_SECONDS)
-            due = self._looked_at + apart - asyncio.get_running_loop().time()
-            if due > 0:
-                await asyncio.sleep(min(due, seconds))
+            await self.keep_apart(min(apart, seconds))
             return
         self._gap *= 2
         if self._gap >= SWEEP_SECONDS:

@@ -44,7 +44,6 @@ FROM (
     FROM json_each(?1) e CROSS JOIN jobs j ON j.id = e.value CROSS JOIN job_inputs i ON i.job_id = j.id
     WHERE j.queue_id = ?2 AND j.state + 0 = 0 AND j.priority + 0 >= 0 AND (j.deadline IS NULL OR j.deadline > ?3)
         AND (?4 = '[]' OR j.bulk_id IS NULL OR j.bulk_id NOT IN (SELECT value FROM json_each(?4)))
-    ORDER BY e.key
 )
 """
 
@@ -78,7 +77,7 @@ _RESULTS = f"""
 INTO job_results (job_id, format, cost, device_us, attempt, completed_by, body)
 SELECT value ->> 0, ?1, value ->> 2, value ->> 3, ?3, ?4,
     substr(?2, ((value ->> 1) >> {LENGTH_BITS}) + 1, (value ->> 1) & {_MASK})
-FROM json_each(?5)
+FROM jsonb_each(?5)
 """
 
 STANDING = """

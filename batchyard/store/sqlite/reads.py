@@ -12,14 +12,12 @@ from batchyard.jobs import ErrorInfo, State
 from batchyard.store.base import Candidate, JobView, ResultRow
 from batchyard.store.order import LineKey
 from batchyard.store.shared import SharedStore
+from batchyard.store.sqlite.claims import LARGE_BODY, cut
 from batchyard.store.sqlite.file import SqliteFile
 from batchyard.store.views import ERROR, load_error, load_labels, shown_priority
 
 encode = msgspec.json.encode
 decode: Callable[[str | bytes], Any] = msgspec.json.decode
-
-LARGE_BODY = 64 * 1024
-"""Bodies from this size on are fetched one by one: gathered, a thousand of them would fill the memory."""
 
 _FRONTS = """
 SELECT (
@@ -56,9 +54,11 @@ FROM (
     SELECT j.id, j.bulk_index, j.state, i.custom_id, r.format, r.body
     FROM json_each(?) e CROSS JOIN jobs j ON j.id = e.value CROSS JOIN job_inputs i ON i.job_id = j.id
         LEFT JOIN job_results r ON r.job_id = j.id
-    ORDER BY e.key
 )
 """
+"""In the order of the ids, which a cross join keeps: sorting would cost a third of it all."""
+
+_FLUSHES = "SELECT seq, job_ids FROM flushes WHERE bulk_id = ? AND seq > ? ORDER BY seq LIMIT ?"
 
 _VIEWS = f"""
 SELECT json_group_array(json_array(id, queue_id, state, priority, attempt, failures, crashes, preemptions, max_failures,
@@ -120,6 +120,14 @@ class Reads(SharedStore):
         rows = raw.execute(_FRONTS, (queue_id, limit, encode(keys).decode())).fetchall()
         return [list(map(Candidate, *decode(columns))) for (columns,) in rows]
 
+    def _flush_page(
+        self, connection: Connection, bulk_id: int, *, after_seq: int, limit: int
+    ) -> Sequence[tuple[int, bytes]]:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        rows: list[tuple[int, bytes]] = raw.execute(_FLUSHES, (bulk_id, after_seq, limit)).fetchall()
+        return rows
+
     def _results(self, connection: Connection, seq_of: dict[int, int]) -> list[ResultRow]:
         raw = connection.connection.driver_connection
         assert raw is not None
@@ -134,19 +142,16 @@ def _bodies(
     raw: Any, ids: Iterable[int], lengths: Sequence[int | None], joined: bytes | None
 ) -> Iterable[bytes | None]:
     """The body of each row in turn: cut from the gathered ones, fetched where large, None where there is none."""
+    sizes = [0 if length is None or length >= LARGE_BODY else length for length in lengths]
+    pieces = cut(joined or b"", sizes)
+    if sizes == lengths:
+        return pieces
     large = [job_id for job_id, length in zip(ids, lengths, strict=True) if length is not None and length >= LARGE_BODY]
     fetched = iter(_large(raw, large))
-    end = 0
-    bodies: list[bytes | None] = []
-    for length in lengths:
-        if length is None:
-            bodies.append(None)
-        elif length >= LARGE_BODY:
-            bodies.append(next(fetched))
-        else:
-            start, end = end, end + length
-            bodies.append((joined or b"")[start:end])
-    return bodies
+    return [
+        None if length is None else piece if size == length else next(fetched)
+        for length, size, piece in zip(lengths, sizes, pieces, strict=True)
+    ]
 
 
 def _large(raw: Any, ids: Sequence[int]) -> list[bytes]:
