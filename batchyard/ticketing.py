@@ -44,10 +44,14 @@ log = logging.getLogger(__name__)
 
 
 def ticket_jobs(seconds_per_job: float | None) -> int:
-    """How many jobs a ticket names at most; TICKET_JOBS while nobody knows how long one takes."""
+    """How many jobs a ticket names at most; TICKET_JOBS while nobody knows how long one takes.
+
+    More than TICKET_JOBS only where a consumer gets through several such tickets in the time of one.
+    """
     if not seconds_per_job:
         return TICKET_JOBS
-    return max(1, min(MOST_TICKET_JOBS, round(TICKET_SECONDS / seconds_per_job)))
+    jobs = round(TICKET_SECONDS / seconds_per_job)
+    return max(1, min(jobs, max(TICKET_JOBS, min(MOST_TICKET_JOBS, jobs // 4))))
 
 
 def patience_seconds(*, jobs: float, seconds_per_job: float | None, is_busy: bool, least: float) -> float:

@@ -6,9 +6,9 @@ Beside the consumers' `worker.py` the only room that imports Celery, kombu or re
 from batchyard.broker.client import Broker, pack_ids, safe_url, unpack_ids
 from batchyard.broker.listening import Hints, Listener
 from batchyard.broker.tickets import (
+    MOST_TICKET_JOBS,
     TASK_NAME,
     TICKET_BYTES,
-    MOST_TICKET_JOBS,
     TICKET_JOBS,
     Ticket,
     cut_tickets,
@@ -18,9 +18,9 @@ from batchyard.broker.tickets import (
 )
 
 __all__ = [
+    "MOST_TICKET_JOBS",
     "TASK_NAME",
     "TICKET_BYTES",
-    "MOST_TICKET_JOBS",
     "TICKET_JOBS",
     "Broker",
     "Hints",

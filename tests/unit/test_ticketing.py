@@ -82,7 +82,17 @@ def recording() -> RecordingBroker:
 
 @pytest.mark.parametrize(
     ("seconds_per_job", "jobs"),
-    [(None, TICKET_JOBS), (0.0, TICKET_JOBS), (1e-6, MOST_TICKET_JOBS), (0.01, 50), (0.3, 2), (1.0, 1), (3600.0, 1)],
+    [
+        (None, TICKET_JOBS),
+        (0.0, TICKET_JOBS),
+        (1e-6, MOST_TICKET_JOBS),
+        (2.5e-4, 500),
+        (1e-3, TICKET_JOBS),
+        (0.01, 50),
+        (0.3, 2),
+        (1.0, 1),
+        (3600.0, 1),
+    ],
 )
 def test_a_ticket_names_half_a_second_of_work(seconds_per_job: float | None, jobs: int) -> None:
     assert ticket_jobs(seconds_per_job) == jobs

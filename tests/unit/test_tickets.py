@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard.broker import (
-    TICKET_BYTES,
     MOST_TICKET_JOBS,
+    TICKET_BYTES,
     Ticket,
     decode_ticket,
     encode_ticket,
