@@ -39,6 +39,7 @@ from batchyard_producer.calls import MEDIA_JSON, Call, refusal, routes
 from batchyard_producer.dispatcher import Dispatcher, Timing
 from batchyard_producer.group_commit import GroupCommit
 from batchyard_producer.hot import HotRoutes
+from batchyard_producer.intake import Room
 from batchyard_producer.payload_sweep import PayloadSweep
 from batchyard_producer.reading import Reading
 from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, status
@@ -116,6 +117,7 @@ class Api:
             payload_ids=IdSource(store.take_node()),
             registry=registry,
             metrics=self._metrics,
+            room=Room(max_body_bytes=settings.server.max_body_bytes),
             threads=self._threads,
         )
         self.application = self._hot_routes(self._router())
@@ -195,7 +197,9 @@ class Api:
             pool=self._threads,
             allowance=self._dispatcher.allowance,
         )
-        return HotRoutes(router, submitting=submitting, reading=reading, metrics=self._metrics)
+        return HotRoutes(
+            router, submitting=submitting, reading=reading, metrics=self._metrics, room=self._services.room
+        )
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from batchyard import strict_json
 from batchyard.errors import InvalidRequest, TooLarge
 from batchyard.schemas import split_fault
+from batchyard_producer.calls import Asked
 
 SMALL_BYTES = 1024 * 1024
 """The most that a request without inputs may carry."""
@@ -47,9 +48,9 @@ async def chunks(request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def read_struct(request: Request, kind: type[T]) -> T:
+async def read_struct(asked: Asked, kind: type[T]) -> T:
     """A small JSON body as the struct that describes it; InvalidRequest names the place of a fault."""
-    body = b"".join([chunk async for chunk in chunks(request, max_bytes=SMALL_BYTES)])
+    body = await read_small(asked)
     try:
         document = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -64,9 +65,17 @@ async def read_struct(request: Request, kind: type[T]) -> T:
     return document
 
 
-async def read_small(request: Request) -> bytes:
-    """A small body, undecoded."""
-    return b"".join([chunk async for chunk in chunks(request, max_bytes=SMALL_BYTES)])
+async def read_small(asked: Asked) -> bytes:
+    """A small body, undecoded; Unavailable where the process has no room for it. What is slow is its coming, so that
+    is when it counts."""
+    room, pieces = asked.services.room, []
+    try:
+        async for chunk in chunks(asked.request, max_bytes=SMALL_BYTES):
+            room.take(len(chunk))
+            pieces.append(chunk)
+    finally:
+        room.give_back(sum(map(len, pieces)))
+    return b"".join(pieces)
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -22,6 +22,7 @@ from batchyard.store.base import JobStore
 from batchyard.store.open import open_store
 from batchyard_producer.app import Api
 from batchyard_producer.auth import keys_required, refuse_open_door, split_bind
+from batchyard_producer.connections import Connection
 
 LINGER_SECONDS = 5
 """How long requests under way may take once the process was told to end; idle connections are closed at once."""
@@ -84,7 +85,7 @@ def _config(process: Api) -> uvicorn.Config:
     return uvicorn.Config(
         process.application,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         interface="asgi3",
         proxy_headers=False,  # nothing here asks where a request came from, and it would cost every one of them

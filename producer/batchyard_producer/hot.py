@@ -14,7 +14,7 @@ from typing import Any
 from batchyard.errors import BatchyardError
 from batchyard.telemetry import ApiMetrics
 from batchyard_producer import problems
-from batchyard_producer.intake import Gone, Receive, Request, Scope
+from batchyard_producer.intake import Gone, Receive, Request, Room, Scope
 from batchyard_producer.problems import Send
 from batchyard_producer.reading import Reading
 from batchyard_producer.submitting import Submitting
@@ -31,8 +31,11 @@ RESULTS = "/v1/bulks/{id}/results"
 class HotRoutes:
     """An ASGI application that answers the hot routes itself and hands the rest on."""
 
-    def __init__(self, app: Application, *, submitting: Submitting, reading: Reading, metrics: ApiMetrics) -> None:
+    def __init__(
+        self, app: Application, *, submitting: Submitting, reading: Reading, metrics: ApiMetrics, room: Room
+    ) -> None:
         self._app = app
+        self._room = room
         self._submitting = submitting
         self._reading = reading
         self._metrics = metrics
@@ -44,7 +47,7 @@ class HotRoutes:
                 self._post(scope["path"]) if method == "POST" else self._get(scope["path"]) if method == "GET" else None
             )
             if found is not None:
-                request = Request(scope, receive, send)
+                request = Request(scope, receive, send, room=self._room)
                 route, handle = found
                 await self._answer(request, send, route=route, handle=handle)
                 return
@@ -83,6 +86,7 @@ class HotRoutes:
             self._count_refusal(route, error)
             await problems.answer(send, error)
         finally:
+            request.forget()
             elapsed = time.perf_counter() - began
             self._metrics.requests.count(request.method, route, request.status or 500, elapsed)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import parse_qs
 
-from batchyard.errors import InvalidRequest, TooLarge
+from batchyard.errors import InvalidRequest, TooLarge, Unavailable
 from batchyard.schemas import MAX_WAIT_SECONDS
 from batchyard_producer.problems import Headers, Send
 
@@ -19,6 +19,8 @@ T = TypeVar("T")
 BODY_SECONDS = 60.0
 """The longest that one piece of a body may take to come."""
 MAX_KEY_BYTES = 255
+ROOM_BODIES = 8
+LEAST_ROOM_BYTES = 64 * 1024 * 1024
 
 JSON_HEADERS: Headers = [(b"content-type", b"application/json")]
 
@@ -27,12 +29,48 @@ class Gone(Exception):
     """The client hung up; there is nobody to answer."""
 
 
+class Room:
+    """What the bodies of all requests of this process may take up in memory: that of eight as large as one may be, or
+    of any number of smaller ones, and never less than 64 MiB. Counted by the bytes that have come. Owned by the event
+    loop."""
+
+    __slots__ = ("_limit_bytes", "taken_bytes")
+
+    def __init__(self, *, max_body_bytes: int) -> None:
+        self._limit_bytes = max(ROOM_BODIES * max_body_bytes, LEAST_ROOM_BYTES)
+        self.taken_bytes = 0
+
+    def take(self, size: int) -> None:
+        """Unavailable where that is more than is left."""
+        if self.taken_bytes + size > self._limit_bytes:
+            raise Unavailable(
+                f"other requests' bodies fill the {self._limit_bytes} bytes that this process has for them: try again",
+                retry_after_seconds=1,
+            )
+        self.taken_bytes += size
+
+    def give_back(self, size: int) -> None:
+        self.taken_bytes -= size
+
+
 class Request:
     """One request on the raw routes. `status` is that of its answer, 0 before it has begun."""
 
-    __slots__ = ("_named", "_query", "_send", "headers", "method", "path", "receive", "scope", "status")
+    __slots__ = (
+        "_named",
+        "_query",
+        "_room",
+        "_send",
+        "_taken_bytes",
+        "headers",
+        "method",
+        "path",
+        "receive",
+        "scope",
+        "status",
+    )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, room: Room) -> None:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -40,6 +78,8 @@ class Request:
         self.receive = receive
         self.status = 0
         self._send = send
+        self._room = room
+        self._taken_bytes = 0
         self._named: dict[bytes, bytes] = dict(self.headers)
         self._query: dict[str, list[str]] | None = None
 
@@ -81,7 +121,10 @@ class Request:
         return text
 
     async def body(self, *, limit: int) -> bytes:
-        """The whole body; TooLarge beyond the limit, whatever length was announced."""
+        """The whole body; TooLarge beyond the limit, whatever length was announced; Unavailable without room for it.
+
+        What it takes up is given back by `forget`: until then it may be referred to.
+        """
         announced = self._named.get(b"content-length", b"")
         if len(announced) > 4 and announced.isdigit() and int(announced) > limit:
             _too_large(limit)
@@ -100,6 +143,11 @@ class Request:
             _too_large(limit)
         return body
 
+    def forget(self) -> None:
+        """The request is answered."""
+        self._room.give_back(self._taken_bytes)
+        self._taken_bytes = 0
+
     async def _piece(self) -> Any:
         """The next piece of the body; Gone, or InvalidRequest where it does not come in time."""
         receiving = _Begun(self.receive())
@@ -114,6 +162,9 @@ class Request:
                 raise InvalidRequest(f"the body stopped: nothing came for {BODY_SECONDS:.0f} s") from error
         if message["type"] == "http.disconnect":
             raise Gone
+        size = len(message["body"])
+        self._room.take(size)
+        self._taken_bytes += size
         return message
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:

@@ -17,6 +17,7 @@ from batchyard.store.base import JobStore
 from batchyard.submission import Submitter
 from batchyard.telemetry import ApiMetrics
 from batchyard_producer.auth import Gate
+from batchyard_producer.intake import Room
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -56,6 +57,8 @@ class Services:
     """Owned by the event loop."""
     registry: CollectorRegistry
     metrics: ApiMetrics
+    room: Room
+    """For the bodies of requests."""
     threads: ThreadPoolExecutor
     """For everything that blocks: the loop never does."""
 

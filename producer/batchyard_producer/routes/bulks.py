@@ -15,7 +15,7 @@ from batchyard_producer.routes.jobs import AFTER, LIMIT, MAX_PAGE, cursor
 
 async def create_bulk(asked: Asked) -> Response:
     services = asked.services
-    body = await read_small(asked.request)
+    body = await read_small(asked)
     key = idempotency_key(asked.request)
     config = services.submitter.bulk(body, caller=asked.identity.caller, idempotency_key=key)
     view = await services.call(services.store.create_bulk, config)

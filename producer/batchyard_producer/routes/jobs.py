@@ -39,7 +39,7 @@ async def list_jobs(asked: Asked) -> Response:
 
 async def amend_job(asked: Asked) -> Response:
     number = asked.path_id("job")
-    patch = await read_struct(asked.request, schemas.JobPatch)
+    patch = await read_struct(asked, schemas.JobPatch)
     if patch.priority is None and patch.deadline_seconds is None:
         raise InvalidRequest("give `priority`, `deadline_seconds` or both", pointer="", allowed=_AMENDABLE)
     before = await _find(asked, number)

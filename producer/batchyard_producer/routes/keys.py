@@ -14,7 +14,7 @@ from batchyard_producer.calls import Asked, Call, answer
 
 async def create_key(asked: Asked) -> Response:
     store = asked.services.store
-    request = await read_struct(asked.request, schemas.KeyRequest)
+    request = await read_struct(asked, schemas.KeyRequest)
     tenants = {tenant.name: tenant.id for tenant in await asked.services.call(store.tenants)}
     if request.tenant not in tenants:
         raise NotFound(f'there is no tenant "{request.tenant[:64]}"', allowed=sorted(tenants))
@@ -48,7 +48,7 @@ async def revoke_key(asked: Asked) -> Response:
 
 
 async def create_tenant(asked: Asked) -> Response:
-    request = await read_struct(asked.request, schemas.TenantRequest)
+    request = await read_struct(asked, schemas.TenantRequest)
     made = await asked.services.call(asked.services.store.create_tenant, request.name, weight=request.weight)
     return answer(schemas.Tenant(name=made.name, weight=made.weight), status=201, location="/v1/tenants")
 

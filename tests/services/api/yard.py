@@ -19,6 +19,7 @@ from batchyard.jobs import ClaimedJob, ErrorInfo, Outcome, State, parse_id
 from batchyard.settings import DatabaseSettings, ModelSettings, QueueSettings, ServerSettings, Settings
 from batchyard.store.base import JobStore, ModelConfig
 from batchyard_producer.app import Api
+from batchyard_producer.connections import Connection
 
 TEXT_SCHEMA = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 20}}, "required": ["text"]}
 MODELS = (ModelSettings(name="echo", runtime="tests:Echo"), ModelSettings(name="strict", runtime="tests:Strict"))
@@ -112,7 +113,7 @@ def serving(store: JobStore, *, url: str, state_dir: Path) -> Iterator[Yard]:
     application = Api(settings, store=fragile, broker=broker).application
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        application, lifespan="on", log_config=None, access_log=False, http="httptools", loop="uvloop"
+        application, lifespan="on", log_config=None, access_log=False, http=Connection, loop="uvloop"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

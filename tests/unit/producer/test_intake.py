@@ -3,14 +3,14 @@ from typing import Any
 
 import pytest
 
-from batchyard.errors import InvalidRequest, TooLarge
+from batchyard.errors import InvalidRequest, TooLarge, Unavailable
 from batchyard_producer import intake
-from batchyard_producer.intake import Gone, Request
+from batchyard_producer.intake import Gone, Request, Room
 
 pytestmark = pytest.mark.anyio
 
 
-def request(*messages: dict[str, Any], query: bytes = b"", **headers: str) -> Request:
+def request(*messages: dict[str, Any], query: bytes = b"", room: Room | None = None, **headers: str) -> Request:
     """A request whose body comes in these messages; afterwards the client stays without a word."""
     pending = list(messages)
 
@@ -25,7 +25,7 @@ def request(*messages: dict[str, Any], query: bytes = b"", **headers: str) -> Re
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": query, "headers": named}
-    return Request(scope, receive, send)
+    return Request(scope, receive, send, room=room or Room(max_body_bytes=1))
 
 
 def piece(body: bytes, *, more: bool = False) -> dict[str, Any]:
@@ -49,6 +49,35 @@ async def test_a_body_beyond_the_limit_is_refused_however_it_comes() -> None:
         with pytest.raises(TooLarge) as caught:
             await asked.body(limit=5)
         assert caught.value.details["limit"] == 5
+
+
+async def test_all_bodies_together_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "LEAST_ROOM_BYTES", 10)
+    room = Room(max_body_bytes=1)
+    first = request(piece(b"123456"), room=room)
+    assert await first.body(limit=6) == b"123456"
+    second = request(piece(b"1234", more=True), piece(b"5"), room=room)
+    with pytest.raises(Unavailable, match="10 bytes") as refused:
+        await second.body(limit=6)
+    assert refused.value.retry_after_seconds == 1
+    assert room.taken_bytes == 10
+
+    # What was given back is free for others.
+    second.forget()
+    assert room.taken_bytes == 6
+    assert await request(piece(b"1234"), room=room).body(limit=6) == b"1234"
+    for one in (first, first):
+        one.forget()
+    assert room.taken_bytes == 4
+
+
+async def test_the_room_holds_several_bodies_of_the_largest_size() -> None:
+    largest = intake.LEAST_ROOM_BYTES
+    room = Room(max_body_bytes=largest)
+    for _ in range(intake.ROOM_BODIES):
+        room.take(largest)
+    with pytest.raises(Unavailable):
+        room.take(1)
 
 
 async def test_a_client_that_leaves_midway_is_gone() -> None:
@@ -81,7 +110,8 @@ async def test_a_body_that_comes_late_is_taken_and_a_wait_for_it_can_be_cancelle
         raise AssertionError(message)
 
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
-    first, second = (asyncio.ensure_future(Request(scope, receive, send).body(limit=5)) for _ in range(2))
+    room = Room(max_body_bytes=1)
+    first, second = (asyncio.ensure_future(Request(scope, receive, send, room=room).body(limit=5)) for _ in range(2))
     await begun.wait()
     await asyncio.sleep(0)
     second.cancel()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from batchyard.errors import Unavailable
 from batchyard.jobs import format_id
 from batchyard.settings import ServerSettings
 from batchyard.store.base import PoolDecision
+from batchyard_producer import intake
 from tests.unit.producer.conftest import Serve, Served
 
 NOWHERE = "0123456789abcdef"
@@ -282,6 +283,42 @@ async def test_a_compressed_body_is_refused(shared_api: Served) -> None:
 
 async def test_a_payload_that_is_not_there_is_not_found(shared_api: Served) -> None:
     problem(await shared_api.get(f"/v1/payloads/{NOWHERE}"), 404, "not_found")
+
+
+# --- many at once ---
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/models/echo/jobs", b'{"input": "xxxxxxxxxxxxxxxxxxxxxxxx"}'),
+        ("/v1/bulks", b'{"model": "echo", "labels": ["xxxxxx"]}'),
+    ],
+)
+async def test_bodies_that_come_at_once_have_room_for_so_many(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes
+) -> None:
+    monkeypatch.setattr(intake, "ROOM_BODIES", 0)
+    monkeypatch.setattr(intake, "LEAST_ROOM_BYTES", 3 * len(body))
+    halfway, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:30]
+        halfway.release()
+        await go_on.wait()
+        yield body[30:]
+
+    async with serve() as api:
+        coming = [asyncio.ensure_future(api.post(path, content=slow())) for _ in range(3)]
+        for _ in coming:
+            await asyncio.wait_for(halfway.acquire(), 10)
+        refused = await api.post(path, content=body)
+        assert problem(refused, 503, "unavailable")["retryable"]
+        assert refused.headers["retry-after"] == "1"
+        go_on.set()
+        assert {response.status_code for response in await asyncio.gather(*coming)} <= {201, 202}
+        for _ in range(5):
+            assert (await api.post(path, content=body)).status_code in {201, 202}
 
 
 # --- models, pools, status ---

@@ -1,0 +1,99 @@
+"""Connections: what may come before a request is there to be answered, in bytes and in time.
+
+uvicorn bounds neither with the faster of its parsers: a head without an end would fill the memory, and a client that
+says nothing would keep its connection for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Of a request line with its headers; of the trailers and extensions around a chunk of a body too."""
+HEAD_SECONDS = 20.0
+"""How long a head may take to come, the first from the moment of connecting. Also how long a body goes on being read
+whose request was answered before its end."""
+
+_TOO_LARGE = b"The request line and its headers have more than %d bytes." % MAX_HEAD_BYTES
+_REFUSAL = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+) % (len(_TOO_LARGE), _TOO_LARGE)
+
+
+class HeadTooLarge(Exception):
+    """Makes the parser stop."""
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection within limits. Owned by the event loop."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unclaimed_bytes = 0
+        """Come since the last head that was complete and the last piece of a body."""
+        self._is_too_large = False
+        self._patience: asyncio.TimerHandle | None = None
+        """Runs while no request is under way: from there on routes look after their time themselves."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._be_patient()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_patience()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unclaimed_bytes += len(data)
+        super().data_received(data)
+        if self._is_idle():
+            self._be_patient()
+        elif self._patience is not None:
+            self._stop_patience()
+        if self._unclaimed_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse()
+
+    def on_headers_complete(self) -> None:
+        # What came with the head, of its body or of a request before, counts as unclaimed too.
+        if self._unclaimed_bytes > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
+            self._is_too_large = True
+            raise HeadTooLarge
+        self._unclaimed_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unclaimed_bytes = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        """The parser has stopped, by itself or by us."""
+        if self._is_too_large:
+            self._refuse()
+        else:
+            super().send_400_response(msg)
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+
+    def _refuse(self) -> None:
+        if self._is_idle():
+            self.transport.write(_REFUSAL)
+        self.transport.close()
+
+    def _is_idle(self) -> bool:
+        """No request is under way: none has begun yet, or the last one is answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def _be_patient(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
