@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from batchyard import ticketing
 from batchyard.broker import MOST_TICKET_JOBS, TICKET_JOBS, Broker, Ticket
 from batchyard.errors import BrokerDown
 from batchyard.jobs import Accepted, Submission
@@ -214,6 +215,32 @@ def test_what_comes_while_a_publish_runs_is_gathered(recording: RecordingBroker)
         ("q1", 1, list(range(2, 200, 2))),
         ("q2", 2, list(range(3, 200, 2))),
     ]
+
+
+def test_the_first_ticket_leaves_at_once_and_those_that_follow_are_gathered(
+    recording: RecordingBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ticketing, "PACE_SECONDS", 30.0)
+    tickets = publisher(recording)
+    tickets.start()
+    tickets.offer(1, [1])
+    until(lambda: len(recording.calls) == 1)
+    tickets.offer(1, [2])
+    time.sleep(0.2)  # by far enough for a ticket to leave that does not wait for others
+    tickets.offer(2, [3])
+    assert len(recording.calls) == 1
+    tickets.close()
+    assert recording.calls[1:] == [[("q1", 1, [2]), ("q2", 2, [3])]]
+
+
+def test_a_full_ticket_waits_for_no_others(recording: RecordingBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticketing, "PACE_SECONDS", 30.0)
+    tickets = publisher(recording)
+    tickets.start()
+    for number in range(3):
+        tickets.offer(1, range(TICKET_JOBS))
+        until(lambda number=number: len(recording.calls) == number + 1)  # type: ignore[misc]
+    tickets.close()
 
 
 @pytest.mark.parametrize("fault", [BrokerDown("away"), ValueError("a bug")])
