@@ -134,6 +134,7 @@ def test_every_fault_is_reported_at_once(write: Write) -> None:
             """
         ),
         BATCHYARD_QUEUES__LEASE_SECONDS="soon",
+        BATCHYARD_RETENTION__PAYLOAD_SECONDS="59",
     )
 
     assert faults == [
@@ -147,6 +148,7 @@ def test_every_fault_is_reported_at_once(write: Write) -> None:
             '"redis+socket:///PATH" or "amqp://USER:PASSWORD@HOST//"'
         ),
         'queues.lease_seconds = "soon" (environment BATCHYARD_QUEUES__LEASE_SECONDS): must be a number',
+        ('retention.payload_seconds = "59" (environment BATCHYARD_RETENTION__PAYLOAD_SECONDS): must be at least 60'),
         'models.minilm.lane = "spot" (batchyard.toml): must be one of "firm", "tolerant"',
         'models.minilm.source is missing: a folder, "package:NAME/folder" or a hub id of the model to load',
         'models.custom.runtime is missing: runtime = "sentence-transformers" or "my_package.my_module:MyModel"',

@@ -1,5 +1,6 @@
 """Payloads are written once, whole or not at all, and take the place of their references in inputs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ def test_what_is_put_is_read_and_deleted(objects: payloads.ObjectStore) -> None:
     objects.delete(location)
     with pytest.raises(NotFound):
         objects.read(location)
+
+
+def test_what_is_deleted_stays_so_after_the_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = payloads.open_objects(Settings(state_dir=tmp_path))
+    objects.put("1/x", [b"abc"], max_bytes=3)
+    path = tmp_path / "payloads" / "1" / "x"
+    flushed: list[bool] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), path.parent.stat()):
+            flushed.append(path.exists())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    objects.delete("1/x")
+    assert flushed == [False], "its folder, once the entry is gone"
+    objects.delete("2/never-was")
 
 
 def test_a_storage_that_fsspec_does_not_know_is_a_fault_of_the_configuration(tmp_path: Path) -> None:

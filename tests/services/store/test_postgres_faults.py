@@ -16,7 +16,7 @@ from batchyard.jobs import Accepted, Outcome, State
 from batchyard.store.base import JobStore
 from batchyard.store.postgres import PostgresStore
 from batchyard.store.postgres.session import ConnectionLost
-from tests.services.store.yard import TENANT, Yard, eventually, succeeded
+from tests.services.store.yard import TENANT, Yard, eventually, naming, succeeded, upload
 
 pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
@@ -75,6 +75,20 @@ def test_a_submission_whose_answer_was_lost_is_not_made_twice(yard: Yard, wire: 
     assert isinstance(refused, Exception)
     assert sum(row.jobs for row in yard.store.recount()) == 5
     assert yard.states([*first.ids, *second.ids]) == [State.QUEUED] * 5
+
+
+def test_a_submission_whose_answer_was_lost_counts_its_payload_once(yard: Yard, wire: Wire) -> None:
+    number = upload(yard.store, size=1000)
+    wire.losing = [SUBMIT]
+    ids = yard.submit(2, payloads=naming([number], [number]))
+    assert wire.losing == []
+    assert yard.store.stored_bytes() == 2 * len(b'{"n": 0}') + 1000
+    for job_id in ids:
+        yard.store.cancel(job_id, tenant_id=TENANT)
+        assert yard.store.get_payloads([number]) != []
+        yard.store.forget(job_id, tenant_id=TENANT)
+    assert yard.store.get_payloads([number]) == []
+    assert yard.store.stored_bytes() == 0
 
 
 def test_a_claim_whose_answer_was_lost_is_returned_all_the_same(yard: Yard, wire: Wire) -> None:

@@ -13,6 +13,7 @@ from batchyard.errors import Unavailable
 from batchyard.jobs import Lane, PayloadReference
 from batchyard.payloads import ObjectStore, location_of, open_objects
 from batchyard.settings import RetentionSettings, Settings
+from batchyard.store import payloads as store_payloads
 from batchyard.store.base import PayloadInfo
 from batchyard.telemetry import DispatcherMetrics, new_registry
 from batchyard.testing import memory_store
@@ -237,6 +238,17 @@ async def test_what_is_refused_for_its_payload_says_where(api: Served) -> None:
     refused = problem(await api.post("/v1/models/echo/jobs", json={"inputs": inputs}), 422, "invalid_input")
     assert (refused["pointer"], refused["index"]) == ("/inputs/1", 1)
     assert "0000000000000005" in refused["detail"]
+
+
+async def test_an_upload_is_known_before_its_bytes(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(info: PayloadInfo, **more: Any) -> None:
+        raise Unavailable("away", retry_after_seconds=1)
+
+    monkeypatch.setattr(store_payloads, "UPLOAD_MS", -1)
+    monkeypatch.setattr(api.store, "add_payload", lost)
+    problem(await api.post("/v1/payloads", content=b"abc"), 503, "unavailable")
+    [leftover] = api.store.sweep_payloads(deleted=[], uploaded_before_ms=0, limit=9)
+    assert leftover.location == location_of(leftover.id, tenant_id=1)
 
 
 async def test_bytes_stay_where_it_is_not_known_whether_their_row_does(
