@@ -246,7 +246,8 @@ def _by_code() -> dict[str, type[BatchyardError]]:
     pending: list[type[BatchyardError]] = [BatchyardError]
     while pending:
         kind = pending.pop()
-        pending.extend(kind.__subclasses__())
+        # Others' subclasses share the code of one of these, and are made otherwise.
+        pending.extend(each for each in kind.__subclasses__() if each.__module__ == __name__)
         if "status" in kind.__dict__ or kind.__mro__[1] in answered.values():
             answered[kind.code] = kind
     return answered

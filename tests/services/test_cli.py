@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batchyard import Client
+from batchyard import Client, WaitTimeout
 from batchyard.jobs import State
 from batchyard.store.open import open_store
 from tests.services.up import CONFIG, Up, command, environment, eventually, running_up
@@ -444,6 +444,30 @@ def test_up_mends_what_dies(up: Up) -> None:
     assert eventually(lambda: any("the private Valkey has ended; starting it again" in line for line in up.lines))
     text = "\n".join(up.lines)
     assert "the API was ended by SIGKILL; starting it again" in text
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_says_why_and_keeps_its_jobs(tmp_path: Path) -> None:
+    config = (
+        CONFIG.replace('"lengths"]', '"lengths", "broken"]') + '[models.broken]\nruntime = "no_such_module:Model"\n'
+    )
+    with running_up(tmp_path, config=config) as up, Client(up.url) as client:
+        job = client.submit("broken", 1)
+
+        assert eventually(lambda: bool(client.model("broken").versions[0].load_error))
+        assert client.submit("lengths", "abc").result(timeout=60) == {"length": 3}
+        with pytest.raises(WaitTimeout, match="still queued"):
+            job.result(timeout=0.1)
+
+        # A line may be broken anywhere to fit the screen.
+        status = " ".join(up.run("status").stdout.split())
+        assert "broken@1 cannot be loaded" in status
+        assert "no_such_module" in status
+        checked = up.run("check")
+        assert checked.returncode == 1
+        [failed] = [line for line in checked.stdout.splitlines() if line.startswith("broken@1: FAILED")]
+        assert "no_such_module" in failed
+        assert "lengths@1: ok" in checked.stdout
 
 
 @pytest.mark.slow

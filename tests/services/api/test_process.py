@@ -1,14 +1,9 @@
 """`batchyard api` as a process: it comes up, refuses an open door, and ends in order."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,7 @@ import pytest
 from batchyard.store import migrate
 from batchyard.store.open import database_url, open_store
 from tests.servers.processes import free_port
+from tests.services.api.process import Process, started
 
 CONFIGURATION = """
 [models.echo]
@@ -34,46 +30,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / ".batchyard").mkdir()
     migrate.upgrade(database_url("sqlite", state_dir=tmp_path / ".batchyard"))
     return tmp_path
-
-
-class Process:
-    """One `batchyard api` and what it logged."""
-
-    def __init__(self, folder: Path, *, bind: str) -> None:
-        command = [sys.executable, "-W", "error", "-m", "batchyard.cli", "api", "--bind", bind]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("BATCHYARD_")}
-        self.running = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-
-    def end(self) -> tuple[int, str]:
-        """Its exit status and what it logged, once it has ended."""
-        _, logged = self.running.communicate(timeout=30)
-        return self.running.returncode, logged
-
-
-@contextmanager
-def started(folder: Path) -> Iterator[tuple[Process, httpx.Client]]:
-    port = free_port()
-    process = Process(folder, bind=f"127.0.0.1:{port}")
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            await_ready(client, process)
-            yield process, client
-    finally:
-        if process.running.poll() is None:
-            process.running.kill()
-            process.running.communicate()
-
-
-def await_ready(client: httpx.Client, process: Process) -> None:
-    end = time.monotonic() + 30
-    while True:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            assert process.running.poll() is None, process.end()
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def events(logged: str) -> list[dict[str, Any]]:

@@ -116,6 +116,15 @@ def test_every_refusal_is_a_typed_error(response: Response, kind: type[Batchyard
     assert error.retry_after_seconds == response.retry_after_seconds
 
 
+def test_a_class_of_somebody_else_is_not_what_a_refusal_becomes() -> None:
+    class Mine(InvalidInput):
+        def __init__(self) -> None:
+            super().__init__("of a model's author")
+
+    assert Mine().code == "invalid_input"
+    assert type(problem_of(problem(422, "invalid_input"))) is InvalidInput
+
+
 def test_a_submission_tried_again_carries_the_same_key() -> None:
     accepted = schemas.SubmittedJob(
         id="0" * 16, model="m@1", lane="firm", state="queued", created_at="2026-01-01T00:00:00Z"
