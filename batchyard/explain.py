@@ -9,9 +9,6 @@ from batchyard.jobs import State
 from batchyard.schemas import WaitReason
 from batchyard.store.base import JobView
 
-EXACT_POSITIONS = 1000
-"""`JobStore.position` counts a job's own line exactly up to here."""
-
 
 class Outlook(msgspec.Struct, frozen=True, kw_only=True):
     """What a poller sees beside the state."""
@@ -48,8 +45,7 @@ def _why_queued(job: JobView, *, load: QueueLoad, position: int | None) -> WaitR
         return WaitReason(code="behind_jobs", message=f"one of {max(load.queued, 1)} queued jobs")
     if position == 0:
         return WaitReason(code="behind_jobs", message="next to be claimed")
-    about = "about " if position > EXACT_POSITIONS else ""
-    return WaitReason(code="behind_jobs", message=f"behind {about}{position} job{'s' if position != 1 else ''}")
+    return WaitReason(code="behind_jobs", message=f"behind about {position} job{'s' if position != 1 else ''}")
 
 
 def _why_not_served(load: QueueLoad, *, name: str) -> WaitReason:

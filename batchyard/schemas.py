@@ -136,7 +136,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     retry_at: str | None = None
     """When a waiting job is due again."""
     position: int | None = None
-    """Queued jobs that go before it: exact to 1,000, then about."""
+    """Queued jobs that go before it: exact to 1,000 where it waits beside none of other tenants or priorities, else as
+    priorities and weights let them go, to a few turns."""
     eta_seconds: float | None = None
     """Until it is finished, as far as its queue's speed is known."""
     waits_because: WaitReason | None = None

@@ -230,8 +230,8 @@ class JobStore(Protocol):
     def list_jobs(self, filter: JobFilter) -> JobPage: ...  # noqa: A002
 
     def position(self, job_id: int, *, limit: int = 1000) -> int | None:
-        """How many queued jobs of its queue go before it, roughly: its own line exact to `limit`, other lines from the
-        backlog. None where it is not queued."""
+        """How many queued jobs of its queue go before it: those of its own line counted up to `limit`, the rest as
+        `batchyard.position` estimates them from the backlog. None where it is not queued, or held. O(lines + limit)."""
 
     def cancel(self, job_id: int, *, tenant_id: int) -> JobView:
         """Queued and waiting jobs become cancelled; a running one is flagged; a terminal one stays. NotFound."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from batchyard.jobs import State
+from batchyard.position import LineLoad, jobs_before
 from batchyard.store.base import Candidate, Line
 from batchyard.store.sql import IS_QUEUED, SqlStore
 from batchyard.store.tables import BACKLOG, jobs, queues, tenants
@@ -24,10 +25,23 @@ class LineKey(NamedTuple):
 
 
 class LineSum(NamedTuple):
-    """What the backlog knows of a line: its jobs, and the last deadline bucket among them (0: no deadlines)."""
+    """What the backlog knows of a line: its jobs, their cost, and their last deadline bucket (0: no deadlines)."""
 
     jobs: int
+    cost: int
     last_bucket: int
+
+
+class Standing(NamedTuple):
+    """A queued job within its line."""
+
+    queue_id: int
+    tenant_id: int
+    priority: int
+    ahead: int
+    """Jobs before it, counted up to a limit."""
+    share: float | None
+    """About how much of the line those are, by ids; None where they are all counted."""
 
 
 class Order(SqlStore):
@@ -44,7 +58,7 @@ class Order(SqlStore):
             keys = [LineKey(t, p, after.get((t, p), 0)) for t, p in lines]
             fronts = self._fronts(connection, queue_id, keys, limit=limit)
             urgent = self._urgent(connection, queue_id, lines, before_ms=urgent_before_ms, limit=limit)
-            weights = {row.id: row.weight for row in connection.execute(select(tenants.c.id, tenants.c.weight))}
+            weights = self._weights(connection)
         return [
             Line(
                 tenant_id=key.tenant_id,
@@ -74,26 +88,20 @@ class Order(SqlStore):
 
     def position(self, job_id: int, *, limit: int = 1000) -> int | None:
         """See `JobStore.position`."""
-        wanted = select(jobs.c.queue_id, jobs.c.tenant_id, jobs.c.priority, jobs.c.state)
         with self._reading() as connection:
-            job = connection.execute(wanted.where(jobs.c.id == job_id)).one_or_none()
-            if job is None or job.state != int(State.QUEUED):
+            standing = self._standing(connection, job_id, limit=limit)
+            if standing is None or standing.priority < 0:
                 return None
-            lines = self._lines(connection, job.queue_id)
-            line = and_(
-                IS_QUEUED,
-                jobs.c.queue_id == job.queue_id,
-                jobs.c.tenant_id == job.tenant_id,
-                jobs.c.priority == job.priority,
-            )
-            ahead = select(jobs.c.id).where(line, jobs.c.id < job_id).limit(limit).subquery()
-            own = connection.execute(select(func.count()).select_from(ahead)).scalar_one()
-            if own >= limit:
-                length = lines.get((job.tenant_id, job.priority), LineSum(0, 0)).jobs
-                own = max(limit, int(length * _share_before(connection, line, job_id)))
-        higher = sum(other.jobs for (_, priority), other in lines.items() if priority > job.priority)
-        beside = [other for (t, p), other in lines.items() if p == job.priority and t != job.tenant_id]
-        return int(own + higher + sum(min(other.jobs, own) for other in beside))
+            lines = self._lines(connection, standing.queue_id)
+            weights = self._weights(connection)
+        key = (standing.tenant_id, standing.priority)
+        own = standing.ahead
+        if key not in lines:
+            return own
+        if standing.share is not None:
+            own = max(limit, int(lines[key].jobs * standing.share))
+        loads = [LineLoad(t, p, weights.get(t, 1.0), line.jobs, line.cost) for (t, p), line in lines.items()]
+        return int(jobs_before(loads, tenant_id=standing.tenant_id, priority=standing.priority, own=own))
 
     def oldest_queued_ms(self) -> dict[int, int]:
         """See `JobStore.oldest_queued_ms`."""
@@ -107,6 +115,25 @@ class Order(SqlStore):
                     oldest[queue_id] = connection.execute(created).scalar_one()
         return oldest
 
+    def _weights(self, connection: Connection) -> dict[int, float]:
+        return {row.id: row.weight for row in connection.execute(select(tenants.c.id, tenants.c.weight))}
+
+    def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
+        """Where a job stands, counting up to `limit` before it; None where it is not queued. Dialects may be faster."""
+        wanted = select(jobs.c.queue_id, jobs.c.tenant_id, jobs.c.priority)
+        job = connection.execute(wanted.where(jobs.c.id == job_id, jobs.c.state == int(State.QUEUED))).one_or_none()
+        if job is None:
+            return None
+        line = and_(
+            IS_QUEUED,
+            jobs.c.queue_id == job.queue_id,
+            jobs.c.tenant_id == job.tenant_id,
+            jobs.c.priority == job.priority,
+        )
+        before = select(jobs.c.id).where(line, jobs.c.id < job_id).limit(limit).subquery()
+        ahead = connection.execute(select(func.count()).select_from(before)).scalar_one()
+        return Standing(*job, ahead, None if ahead < limit else _share_before(connection, line, job_id))
+
     def _lines(self, connection: Connection, queue_id: int) -> dict[tuple[int, int], LineSum]:
         """(tenant, priority) → what is queued of a queue, from the backlog; held jobs left out."""
         return self._all_lines(connection, queue_id).get(queue_id, {})
@@ -118,7 +145,7 @@ class Order(SqlStore):
         keys = (rows.c.queue_id, rows.c.tenant_id, rows.c.priority)
         counted = func.sum(rows.c.jobs)
         statement = (
-            select(*keys, counted, func.max(rows.c.bucket))
+            select(*keys, counted, func.sum(rows.c.cost), func.max(rows.c.bucket))
             .where(rows.c.state == int(State.QUEUED), rows.c.priority >= 0, rows.c.jobs != 0)
             .group_by(*keys)
             .having(counted > 0)
@@ -127,8 +154,8 @@ class Order(SqlStore):
         if queue_id is not None:
             statement = statement.where(rows.c.queue_id == queue_id)
         found: dict[int, dict[tuple[int, int], LineSum]] = {}
-        for queue, tenant_id, priority, count, bucket in connection.execute(statement):
-            found.setdefault(queue, {})[tenant_id, priority] = LineSum(int(count), int(bucket))
+        for queue, tenant_id, priority, *sums in connection.execute(statement):
+            found.setdefault(queue, {})[tenant_id, priority] = LineSum(*map(int, sums))
         return found
 
     def _fronts(

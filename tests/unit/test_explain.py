@@ -12,8 +12,8 @@ SERVED = QueueLoad(queue_id=1, version=model_version(), lane=Lane.FIRM, queued=2
     ("position", "message", "eta_seconds"),
     [
         (0, "next to be claimed", 0.1),
-        (1, "behind 1 job", 0.2),
-        (12, "behind 12 jobs", 1.3),
+        (1, "behind about 1 job", 0.2),
+        (12, "behind about 12 jobs", 1.3),
         (4000, "behind about 4000 jobs", 400.1),
         (None, "one of 20 queued jobs", None),
     ],

@@ -69,12 +69,33 @@ def test_positions_count_what_goes_before(yard: Yard) -> None:
     low, high = yard.submit(3, priority=1), yard.submit(4, priority=8)
     assert [yard.store.position(job_id) for job_id in high] == [0, 1, 2, 3]
     assert [yard.store.position(job_id) for job_id in low] == [4, 5, 6]
-    other = yard.submit(2, tenant_id=yard.tenant(), priority=1)
-    assert yard.store.position(other[1]) == 4 + 1 + 1, "a tenant beside goes in turn"
+    light = yard.tenant(weight=0.125)
+    other = yard.submit(2, tenant_id=light, priority=1)
+    assert yard.store.position(other[1]) == 4 + 1 + 3, "tenants beside go in turn"
+    assert yard.store.position(low[0]) == 4 + 0 + 1
+    for job_id in other:
+        yard.store.cancel(job_id, tenant_id=light)
     yard.claim(high)
     assert yard.store.position(low[0]) == 0
     assert yard.store.position(high[0]) is None
     assert yard.store.position(42) is None
+
+
+def test_a_large_higher_priority_is_not_waited_for(yard: Yard) -> None:
+    low = yard.submit(40, priority=1, costs=[10] * 40)
+    yard.submit(2000, priority=8, costs=[10] * 2000)
+    position = yard.store.position(low[-1])
+    assert position is not None
+    assert 9 * 40 <= position <= 15 * 40
+
+
+def test_a_held_job_has_no_position(yard: Yard) -> None:
+    bulk = yard.bulk()
+    (held,) = yard.submit(1, bulk_id=bulk.id)
+    assert yard.store.position(held) == 0
+    yard.store.pause_bulk(bulk.id, tenant_id=TENANT, paused=True)
+    yard.sweep()
+    assert yard.store.position(held) is None
 
 
 def test_a_far_position_is_about_right(yard: Yard) -> None:
