@@ -501,19 +501,17 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_the_demo(tmp_path: Path) -> None:
-    done = subprocess.run(
-        command("demo", "--passages", "100"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=170,
-    )
+@pytest.mark.timeout(300)
+def test_the_demo_takes_less_than_three_minutes(tmp_path: Path) -> None:
+    """At its full size and with the threads that torch chooses."""
+    variables = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}
+    begun = time.monotonic()
+    done = subprocess.run(command("demo"), cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=280)
+    took = time.monotonic() - begun
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "100 of 100 passages embedded" in done.stdout
+    assert "4,000 of 4,000 passages embedded" in done.stdout
     assert "0 → 1 consumers" in done.stdout
     assert "padding" in done.stdout
     assert list(tmp_path.iterdir()) == []
+    assert took < 180, done.stdout
