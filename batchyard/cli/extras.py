@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -24,5 +25,6 @@ def needs(*, feature: str, extra: str) -> Iterator[None]:
 def require(packages: Iterable[str], *, feature: str, extra: str) -> None:
     """MissingExtra where one of these packages is not installed; imports none of them."""
     for package in packages:
-        if importlib.util.find_spec(package) is None:
+        # A package that is loaded may have replaced its module by one without a spec.
+        if package not in sys.modules and importlib.util.find_spec(package) is None:
             raise MissingExtra(feature=feature, extra=extra)

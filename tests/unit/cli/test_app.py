@@ -131,6 +131,7 @@ def test_a_missing_package_is_named_as_its_extra_before_anything_is_done(
     (tmp_path / "batchyard.toml").write_text('[models.m]\nruntime = "a:B"\n[pools.local]\nmodels = ["m"]\n')
     monkeypatch.chdir(tmp_path)
     find = importlib.util.find_spec
+    monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
 
     result = CliRunner().invoke(root, arguments)
