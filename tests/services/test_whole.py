@@ -130,7 +130,7 @@ def test_a_broker_that_is_emptied_costs_no_job(tmp_path: Path) -> None:
         lost = []
 
         def empty() -> None:
-            lost.append(sum(broker.llen(key) for key in broker.keys() if broker.type(key) == b"list"))
+            lost.append(sum(broker.llen(key) for key in broker.scan_iter() if broker.type(key) == b"list"))
             broker.flushall()
 
         with Client(up.url) as client:
