@@ -214,7 +214,7 @@ class Catalog:
         for version in versions:
             for lane, queue_id in version.queue_ids.items():
                 count = {state: jobs.get((queue_id, state), 0) for state in State}
-                serving = [info.state for info in consumers if queue_id in info.queue_ids]
+                serving = [_standing(info, version) for info in consumers if queue_id in info.queue_ids]
                 ready = serving.count("ready")
                 has_work = count[State.RUNNING] > 0 or (count[State.QUEUED] > 0 and lane not in version.paused)
                 rate = self._rates.setdefault(queue_id, _Rate())
@@ -238,6 +238,13 @@ class Catalog:
             (lane == Lane.TOLERANT or pool.capacity == "on_demand") and {version.model, version.name} & set(pool.models)
             for pool in self._pools
         )
+
+
+def _standing(info: ConsumerInfo, version: ModelVersion) -> str:
+    """A consumer's state with regard to one of its models, which it loads one after the other and may fail to load."""
+    if info.state != "ready" or info.has_loaded(version.name) is not False:
+        return info.state
+    return "failed" if version.load_error is not None else "starting"
 
 
 class _Rate:

@@ -175,7 +175,7 @@ def model_version(
         runtime=version.runtime,
         lane=version.default_lane.word,  # type: ignore[arg-type]
         queues=queues,
-        warm=any(_has_loaded(info, version) for info in consumers),
+        warm=any(info.state == "ready" and info.has_loaded(version.name) for info in consumers),
         pools=sorted(serving),
         digest=version.digest,
         input_schema=version.input_schema,
@@ -184,10 +184,3 @@ def model_version(
         load_seconds=version.load_seconds,
         load_error=version.load_error,
     )
-
-
-def _has_loaded(consumer: ConsumerInfo, version: ModelVersion) -> bool:
-    """As its last heartbeat told."""
-    models = consumer.stats.get("models")
-    told = models.get(version.name) if isinstance(models, dict) else None
-    return consumer.state == "ready" and isinstance(told, dict) and told.get("loaded") is True

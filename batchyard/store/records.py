@@ -77,6 +77,13 @@ class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
     ready_at_ms: int | None
     lease_until_ms: int
 
+    def has_loaded(self, model: str) -> bool | None:
+        """Whether it has loaded this version ("embed@1"), as its last heartbeat told; None where it did not tell."""
+        models = self.stats.get("models")
+        told = models.get(model) if isinstance(models, dict) else None
+        loaded = told.get("loaded") if isinstance(told, dict) else None
+        return loaded if isinstance(loaded, bool) else None
+
 
 class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """How many consumers a scaler wants in a pool, and why."""

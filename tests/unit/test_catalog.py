@@ -1,5 +1,6 @@
 from collections import Counter
 
+import msgspec
 import pytest
 
 from batchyard.errors import QueueFull, Unavailable, UnknownModel
@@ -114,6 +115,19 @@ def test_without_a_measurement_the_learned_speed_tells() -> None:
     assert load.ready == 2
     assert load.backlog_seconds == pytest.approx(10.0)
     assert load.seconds_for(5) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "load_error", "counts"), [(True, "once", (1, 0)), (False, "no such file", (0, 0)), (False, None, (0, 1))]
+)
+def test_a_consumer_that_could_not_load_a_model_does_not_serve_it(
+    loaded: bool, load_error: str | None, counts: tuple[int, int]
+) -> None:
+    store = CatalogStore(model_version(load_error=load_error))
+    store.fleet = [msgspec.structs.replace(consumer(), stats={"models": {"echo@1": {"loaded": loaded}}})]
+    load = catalog(store).load(1)
+    assert (load.ready, load.starting) == counts
+    assert load.is_served is any(counts)
 
 
 def test_pools_tell_whether_anything_could_serve_a_queue() -> None:
