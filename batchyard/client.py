@@ -312,7 +312,7 @@ class Bulk(BulkFacts):
         super().__init__(data)
         self._client = client
 
-    def add(self, inputs: Sequence[Any], *, custom_ids: Sequence[str | None] | None = None) -> Bulk:
+    def add(self, inputs: Iterable[Any], *, custom_ids: Iterable[str | None] | None = None) -> Bulk:
         """One chunk, all or nothing, at most `data.chunk_size` inputs. Their indexes go on from `jobs`."""
         first_index = self.jobs
         body = calls.encode_chunk(inputs, first_index=first_index, custom_ids=custom_ids)

@@ -61,11 +61,6 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     several: bool
     """The request gave `inputs`, so the answer is a list."""
 
-    @property
-    def payload_ids(self) -> Sequence[int]:
-        """The payloads that its inputs refer to, each once."""
-        return list(dict.fromkeys(reference.payload_id for reference in self.submission.payloads))
-
 
 class BulkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What every chunk of one bulk shares: its defaults, resolved. Never changes, so it may be kept."""

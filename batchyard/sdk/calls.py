@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -345,10 +345,10 @@ def get_bulk(bulk_id: str, *, patience: Patience) -> Steps[schemas.Bulk]:
     return decode(response, schemas.Bulk)
 
 
-def encode_chunk(inputs: Sequence[Any], *, first_index: int, custom_ids: Sequence[str | None] | None = None) -> bytes:
-    chunk: dict[str, Any] = {"inputs": inputs}
+def encode_chunk(inputs: Iterable[Any], *, first_index: int, custom_ids: Iterable[str | None] | None = None) -> bytes:
+    chunk = {"inputs": inputs if isinstance(inputs, list) else list(inputs)}
     if custom_ids is not None:
-        chunk["custom_ids"] = custom_ids
+        chunk["custom_ids"] = list(custom_ids)
     return encode_json(chunk, what=f"an input from index {first_index} on")
 
 

@@ -21,7 +21,6 @@ from batchyard.broker import Broker
 from batchyard.broker.embedded import resolve_broker_url
 from batchyard.catalog import Catalog
 from batchyard.errors import BrokerDown, Conflict, NotFound, UnknownModel
-from batchyard.inputs import unknown_payload
 from batchyard.jobs import Accepted, IdSource, Lane, State, format_id
 from batchyard.payloads import ObjectStore, location_of, open_objects
 from batchyard.result_pages import ResultPages
@@ -200,11 +199,6 @@ class Direct:
         )
 
     def _commit(self, prepared: Prepared) -> Accepted:
-        if prepared.payload_ids:
-            own = {info.id for info in self._store.get_payloads(prepared.payload_ids) if info.tenant_id == TENANT_ID}
-            for number in prepared.payload_ids:
-                if number not in own:
-                    raise unknown_payload(format_id(number), pointer="/inputs" if prepared.several else "/input")
         submission = prepared.submission
         if self._allowance.take(submission.queue_id, len(submission.inputs)):
             submission = msgspec.structs.replace(submission, ticketed=True)
@@ -222,6 +216,7 @@ class Direct:
             [number] = self._payload_ids.take(1, now_ms=self._store.now_ms())
         location = location_of(number, tenant_id=TENANT_ID)
         limit = self._settings.server.max_payload_bytes
+        self._store.expect_payload(number, location=location)
         stored = self._objects.put(location, [request.body or b""], max_bytes=limit)
         info = PayloadInfo(
             id=number,

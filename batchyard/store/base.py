@@ -231,7 +231,7 @@ class JobStore(Protocol):
 
     def position(self, job_id: int, *, limit: int = 1000) -> int | None:
         """How many queued jobs of its queue go before it: those of its own line counted up to `limit`, the rest as
-        `batchyard.position` estimates them from the backlog. None where it is not queued, or held. O(lines + limit)."""
+        `batchyard.forecast` estimates them from the backlog. None where it is not queued, or held. O(lines + limit)."""
 
     def cancel(self, job_id: int, *, tenant_id: int) -> JobView:
         """Queued and waiting jobs become cancelled; a running one is flagged; a terminal one stays. NotFound."""
@@ -291,13 +291,10 @@ class JobStore(Protocol):
         """Note where an upload is about to write, so that what it leaves behind where it breaks off is deleted, a day
         later."""
 
-    def add_payload(self, payload: PayloadInfo, *, expected: bool = False) -> None:
-        """Make a payload known whose bytes are safe: from now on jobs may refer to it.
-
-        `expected`: it was announced by `expect_payload`; Unavailable where that was given up meanwhile. Without it,
-        bytes are never found again whose writer died between them and this call. After Unavailable it is not known
-        whether the payload exists, so its bytes must stay.
-        """
+    def add_payload(self, payload: PayloadInfo) -> None:
+        """Make a payload known that `expect_payload` announced and whose bytes are safe: from now on jobs may refer
+        to it. Unavailable where it was given up meanwhile; after that it is not known whether the payload exists, so
+        its bytes must stay."""
 
     def get_payloads(self, ids: Sequence[int]) -> list[PayloadInfo]:
         """Those of the ids that exist. A payload exists at least as long as any job whose submission referred to it,

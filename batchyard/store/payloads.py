@@ -44,11 +44,11 @@ class Payloads(SqlStore):
                 payload_leftovers.insert().values(id=payload_id, location=location, due_at=due_at, expected=True)
             )
 
-    def add_payload(self, payload: PayloadInfo, *, expected: bool = False) -> None:
+    def add_payload(self, payload: PayloadInfo) -> None:
         """See `JobStore.add_payload`."""
         own = payload_leftovers.delete().where(payload_leftovers.c.id == payload.id, payload_leftovers.c.expected)
         with self._writing() as connection:
-            if expected and connection.execute(own).rowcount == 0:
+            if connection.execute(own).rowcount == 0:
                 raise Unavailable("the upload took too long and was given up: send it again", retry_after_seconds=1)
             connection.execute(
                 payloads.insert().values(

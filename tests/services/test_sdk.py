@@ -169,7 +169,7 @@ def test_a_map_that_broke_off_goes_on_under_its_key(client: Client) -> None:
 
 def test_a_bulk_can_be_fed_steered_and_read(client: Client) -> None:
     bulk = client.bulk("moody", chunk_size=100, labels=["by-hand"])
-    bulk.add([echo(n) for n in range(100)]).add([echo(n) for n in range(100, 150)])
+    bulk.add([echo(n) for n in range(100)]).add(echo(n) for n in range(100, 150))
     assert bulk.pause().data.paused
     assert not bulk.resume().data.paused
     bulk.seal()

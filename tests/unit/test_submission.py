@@ -128,9 +128,9 @@ def test_of_several_inputs_the_first_faults_are_listed_with_their_index() -> Non
 def test_a_payload_stands_for_anything() -> None:
     core = submitter(model_version(input_schema=ITEM))
     prepared = submit(core, {"inputs": [{"text": {"$payload": "00000000000000ff"}}, {"text": "x"}]})
-    assert prepared.payload_ids == [255]
+    assert [one.payload_id for one in prepared.submission.payloads] == [255]
     prepared = submit(core, b'{"input": {"text": {"\\u0024payload": "00000000000000ff"}}}')
-    assert prepared.payload_ids == [255]
+    assert [one.payload_id for one in prepared.submission.payloads] == [255]
     with pytest.raises(InvalidInput, match="no payload of yours"):
         submit(core, {"input": {"text": {"$payload": "../../etc"}}})
     with pytest.raises(InvalidInput, match="/input/n"):

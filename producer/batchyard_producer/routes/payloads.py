@@ -39,7 +39,7 @@ async def upload(asked: Asked) -> Response:
         location=location,
     )
     # Where this fails, the row may be there all the same: the bytes stay, and are deleted as what nobody refers to.
-    await services.call(services.store.add_payload, info, expected=True)
+    await services.call(services.store.add_payload, info)
     return answer(_shown(info), status=201, location=f"/v1/payloads/{format_id(number)}")
 
 

@@ -49,6 +49,7 @@ def test_payloads_are_found_by_their_ids(store: JobStore) -> None:
         for n in (5, 1 << 62)
     ]
     for payload in made:
+        store.expect_payload(payload.id, location=payload.location)
         store.add_payload(payload)
     found = store.get_payloads([5, 1 << 62, 7])
     assert sorted(found, key=lambda payload: payload.id) == made
@@ -82,10 +83,10 @@ def test_an_upload_that_breaks_off_leaves_a_leftover(store: JobStore) -> None:
     assert sweep(store) == [Leftover(id=5, location="1/five")]
     late = PayloadInfo(id=5, tenant_id=TENANT, content_type="x", size=1, digest=b"", location="1/five")
     with pytest.raises(Unavailable, match="send it again"):
-        store.add_payload(late, expected=True)
+        store.add_payload(late)
     assert sweep(store, deleted=[5]) == []
     with pytest.raises(Unavailable):
-        store.add_payload(late, expected=True)
+        store.add_payload(late)
     assert known(store, 5) == set()
 
 
@@ -93,7 +94,7 @@ def test_an_upload_under_way_is_left_alone(store: JobStore) -> None:
     store.expect_payload(5, location="1/five")
     assert sweep(store) == []
     info = PayloadInfo(id=5, tenant_id=TENANT, content_type="x", size=1, digest=b"", location="1/five")
-    store.add_payload(info, expected=True)
+    store.add_payload(info)
     assert known(store, 5) == {5}
 
 

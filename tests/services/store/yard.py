@@ -135,7 +135,7 @@ def upload(store: JobStore, *, size: int = 100, tenant_id: int = TENANT) -> int:
     info = PayloadInfo(
         id=number, tenant_id=tenant_id, content_type="image/png", size=size, digest=b"\xff", location=location
     )
-    store.add_payload(info, expected=True)
+    store.add_payload(info)
     return number
 
 

@@ -420,6 +420,7 @@ def test_payloads_come_in_the_place_of_their_references() -> None:
 
     with Line({"sizes": Sizes()}, objects=Objects()) as line:
         for tenant_id, number in ((1, 16), (2, 17)):
+            line.store.expect_payload(number, location=f"{number}")
             line.store.add_payload(
                 PayloadInfo(
                     id=number, tenant_id=tenant_id, content_type="x/y", size=1, digest=b"", location=f"{number}"

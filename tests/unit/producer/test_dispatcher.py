@@ -436,6 +436,7 @@ def test_payloads_that_jobs_refer_to_count_as_bytes_kept(rig: Rig, settings: Set
 
     def upload(number: int, *, size: int) -> PayloadReference:
         info = PayloadInfo(id=number, tenant_id=1, content_type="x", size=size, digest=b"", location=f"1/{number}")
+        rig.store.expect_payload(number, location=info.location)
         rig.store.add_payload(info)
         return PayloadReference(index=0, payload_id=number, pointer="/input")
 

@@ -68,7 +68,7 @@ class Rig:
     def upload(self, number: int) -> str:
         location = self.write(number)
         info = PayloadInfo(id=number, tenant_id=1, content_type="x", size=5, digest=b"", location=location)
-        self.store.add_payload(info, expected=True)
+        self.store.add_payload(info)
         return location
 
     def files(self) -> set[str]:
