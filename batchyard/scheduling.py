@@ -58,18 +58,16 @@ def choose(
     lines: Sequence[Line],
     *,
     jobs: int,
-    limit: int,
     share: FairShare | None = None,
     taken: Set[int] = frozenset(),
     ticketed_since_ms: int | None = None,
 ) -> Choice:
     """Choose up to `jobs` next jobs from the fronts of a queue's lines, as `JobStore.head` shows them.
 
-    `limit` is the one given to `head`: a line that shows as many candidates may have more behind them, and choosing
-    stops where such a line is used up, for what goes next is not in sight; call again with the `cursors` then. Jobs in
-    `taken`, and jobs whose submitter ticketed them after `ticketed_since_ms`, are passed over.
+    Choosing stops where a line is used up that may go on, for what goes next is not in sight; call again with the
+    `cursors` then. Jobs in `taken`, and jobs whose submitter ticketed them after `ticketed_since_ms`, are passed over.
     """
-    fronts = [_Front(line, limit=limit, taken=taken, ticketed_since_ms=ticketed_since_ms) for line in lines]
+    fronts = [_Front(line, taken=taken, ticketed_since_ms=ticketed_since_ms) for line in lines]
     ids = _pick(fronts, jobs=jobs, share=share or FairShare())
     return Choice(
         ids=ids,
@@ -83,12 +81,12 @@ def choose(
 class _Front:
     """The front of one line while it is being used up: ids in the order in which they go, and their running cost."""
 
-    def __init__(self, line: Line, *, limit: int, taken: Set[int], ticketed_since_ms: int | None) -> None:
+    def __init__(self, line: Line, *, taken: Set[int], ticketed_since_ms: int | None) -> None:
         self.key = (line.tenant_id, line.priority)
         self.tenant_id = line.tenant_id
         self.priority = line.priority
         self.weight = max(line.weight, LEAST_WEIGHT)
-        self.has_more = len(line.candidates) >= limit
+        self.has_more = line.has_more
         self._last_id = line.candidates[-1].id if line.candidates else None
         urgent = _open(line.urgent, taken=taken, ticketed_since_ms=ticketed_since_ms)
         ahead = {candidate.id for candidate in urgent}

@@ -145,12 +145,13 @@ class JobStore(Protocol):
     # --- order (read by the dispatcher and by the idle claim) ---
 
     def head(
-        self, queue_id: int, *, after: Mapping[tuple[int, int], int], limit: int, urgent_before_ms: int
+        self, queue_id: int, *, after: Mapping[tuple[int, int], int], jobs: int, urgent_before_ms: int
     ) -> list[Line]:
-        """The front of every line (tenant, priority) of a queue that has queued jobs: up to `limit` candidates with id
-        above `after[tenant, priority]` (default 0), and up to `limit` whose start_by is before `urgent_before_ms`.
+        """The front of every line (tenant, priority) of a queue that has queued jobs: candidates with id above
+        `after[tenant, priority]` (default 0), and those whose start_by is before `urgent_before_ms`.
 
-        Held jobs (negative priority) are not shown; a paused queue has no lines. O(lines x limit).
+        Of each line as many as it is likely to take to choose the next `jobs` of the queue, see `forecast.front_jobs`.
+        Held jobs (negative priority) are not shown; a paused queue has no lines. O(lines + jobs).
         """
 
     def stragglers(self, queue_id: int, *, below: Mapping[tuple[int, int], int], limit: int) -> list[int]:

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select
+from sqlalchemy import BigInteger, Connection, Select, bindparam, cast, func, select
 
+from batchyard.forecast import LineLoad, front_jobs, jobs_before
 from batchyard.jobs import State
-from batchyard.position import LineLoad, jobs_before
 from batchyard.store.base import Candidate, Line
 from batchyard.store.sql import IS_QUEUED, SqlStore
 from batchyard.store.tables import BACKLOG, jobs, queues, tenants
 
-_CANDIDATE = (jobs.c.id, jobs.c.cost_estimate, jobs.c.start_by, jobs.c.ticketed_at)
+_PAUSED = select(queues.c.paused).where(queues.c.id == bindparam("queue_id"))
+
+_NEAR = (
+    select(jobs.c.priority, jobs.c.id, jobs.c.cost_estimate, jobs.c.start_by, jobs.c.ticketed_at)
+    .where(IS_QUEUED, jobs.c.start_by.is_not(None), jobs.c.queue_id == bindparam("queue_id"))
+    .where(jobs.c.tenant_id == bindparam("tenant_id"), jobs.c.start_by < bindparam("before"), jobs.c.priority >= 0)
+    .order_by(jobs.c.start_by)
+    .limit(bindparam("limit"))
+)
+"""Jobs whose latest safe start is near."""
+
+MOST_READS = 3
+"""Of the fronts in one look: where lines end sooner than the backlog says, the others are read further."""
+
+Key = tuple[int, int]
+"""Tenant and priority: a line of a queue."""
 
 
 class LineKey(NamedTuple):
-    """A line, and the id after which (or, for stragglers, below which) it is read."""
+    """Part of a line: up to `limit` of its jobs, after the id `bound` (or, for stragglers, below it)."""
 
     tenant_id: int
     priority: int
     bound: int
+    limit: int
 
 
 class LineSum(NamedTuple):
@@ -30,6 +49,8 @@ class LineSum(NamedTuple):
     jobs: int
     cost: int
     last_bucket: int
+    weight: float
+    """Of its tenant."""
 
 
 class Standing(NamedTuple):
@@ -40,164 +61,185 @@ class Standing(NamedTuple):
     priority: int
     ahead: int
     """Jobs before it, counted up to a limit."""
-    share: float | None
-    """About how much of the line those are, by ids; None where they are all counted."""
+    first_id: int
+    last_id: int
+    """Of its line, where those before it reach the limit; else its own."""
 
 
 class Order(SqlStore):
     """Readers of the partial indexes on queued jobs; none of them touches more rows than it returns."""
 
+    # --- what a dialect gives ---
+
+    @abstractmethod
+    def _fronts(self, connection: Connection, queue_id: int, keys: Sequence[LineKey]) -> list[list[Candidate]]:
+        """For each key queued jobs with ids above its bound, ascending."""
+
+    @abstractmethod
+    def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
+        """Where a job stands, counting up to `limit` before it; None where it is not queued."""
+
+    @abstractmethod
+    def _oldest_ms(self, connection: Connection, queue_id: int, lines: Sequence[Key]) -> int | None:
+        """When the oldest of the first jobs of these lines was created; None where none is queued any more."""
+
+    # --- shared ---
+
     def head(
-        self, queue_id: int, *, after: Mapping[tuple[int, int], int], limit: int, urgent_before_ms: int
+        self, queue_id: int, *, after: Mapping[tuple[int, int], int], jobs: int, urgent_before_ms: int
     ) -> list[Line]:
         """See `JobStore.head`."""
         with self._reading() as connection:
-            if connection.execute(select(queues.c.paused).where(queues.c.id == queue_id)).scalar() is not False:
+            if connection.execute(_PAUSED, {"queue_id": queue_id}).scalar() is not False:
                 return []
             lines = self._lines(connection, queue_id)
-            keys = [LineKey(t, p, after.get((t, p), 0)) for t, p in lines]
-            fronts = self._fronts(connection, queue_id, keys, limit=limit)
-            urgent = self._urgent(connection, queue_id, lines, before_ms=urgent_before_ms, limit=limit)
-            weights = self._weights(connection)
+            fronts = _Fronts(lines, after=after, jobs=jobs)
+            for _ in range(MOST_READS):
+                wanted = fronts.wanted()
+                if not wanted:
+                    break
+                fronts.extend(wanted, self._fronts(connection, queue_id, wanted))
+            urgent = self._urgent(connection, queue_id, lines, before_ms=urgent_before_ms, jobs=jobs)
         return [
             Line(
-                tenant_id=key.tenant_id,
-                weight=weights.get(key.tenant_id, 1.0),
-                priority=key.priority,
-                candidates=front,
-                urgent=urgent.get((key.tenant_id, key.priority), ()),
+                tenant_id=key[0],
+                weight=line.weight,
+                priority=key[1],
+                candidates=fronts.shown[key],
+                urgent=urgent.get(key, ()),
+                has_more=key in fronts.going_on,
             )
-            for key, front in zip(keys, fronts, strict=True)
-            if front or (key.tenant_id, key.priority) in urgent
+            for key, line in lines.items()
+            if fronts.shown[key] or key in urgent
         ]
-
-    def stragglers(self, queue_id: int, *, below: Mapping[tuple[int, int], int], limit: int) -> list[int]:
-        """See `JobStore.stragglers`."""
-        found: list[int] = []
-        with self._reading() as connection:
-            for (tenant_id, priority), bound in below.items():
-                statement = (
-                    select(jobs.c.id)
-                    .where(IS_QUEUED, jobs.c.queue_id == queue_id, jobs.c.tenant_id == tenant_id)
-                    .where(jobs.c.priority == priority, jobs.c.id < bound)
-                    .order_by(jobs.c.id)
-                    .limit(limit)
-                )
-                found.extend(connection.execute(statement).scalars())
-        return sorted(found)
 
     def position(self, job_id: int, *, limit: int = 1000) -> int | None:
         """See `JobStore.position`."""
         with self._reading() as connection:
-            standing = self._standing(connection, job_id, limit=limit)
-            if standing is None or standing.priority < 0:
+            job = self._standing(connection, job_id, limit=limit)
+            if job is None or job.priority < 0:
                 return None
-            lines = self._lines(connection, standing.queue_id)
-            weights = self._weights(connection)
-        key = (standing.tenant_id, standing.priority)
-        own = standing.ahead
-        if key not in lines:
-            return own
-        if standing.share is not None:
-            own = max(limit, int(lines[key].jobs * standing.share))
-        loads = [LineLoad(t, p, weights.get(t, 1.0), line.jobs, line.cost) for (t, p), line in lines.items()]
-        return int(jobs_before(loads, tenant_id=standing.tenant_id, priority=standing.priority, own=own))
+            lines = self._lines(connection, job.queue_id)
+        line = lines.get((job.tenant_id, job.priority))
+        if line is None:
+            return job.ahead
+        own = job.ahead
+        if own >= limit:
+            # Ids tell time, so where its id lies between the first and the last says about how much is before it.
+            share = (job_id - job.first_id) / max(1, job.last_id - job.first_id)
+            own = max(limit, int(line.jobs * share))
+        before = jobs_before(_loads(lines), tenant_id=job.tenant_id, priority=job.priority, own=own)
+        return int(before)
 
     def oldest_queued_ms(self) -> dict[int, int]:
         """See `JobStore.oldest_queued_ms`."""
         oldest: dict[int, int] = {}
         with self._reading() as connection:
             for queue_id, lines in self._all_lines(connection).items():
-                firsts = self._fronts(connection, queue_id, [LineKey(t, p, -1) for t, p in lines], limit=1)
-                ids = [front[0].id for front in firsts if front]
-                if ids:
-                    created = select(func.min(jobs.c.created_at)).where(self._among(jobs.c.id, ids))
-                    oldest[queue_id] = connection.execute(created).scalar_one()
+                created = self._oldest_ms(connection, queue_id, list(lines))
+                if created is not None:
+                    oldest[queue_id] = created
         return oldest
 
-    def _weights(self, connection: Connection) -> dict[int, float]:
-        return {row.id: row.weight for row in connection.execute(select(tenants.c.id, tenants.c.weight))}
+    def _lines(self, connection: Connection, queue_id: int) -> dict[Key, LineSum]:
+        """What is queued of a queue, by line, from the backlog; held jobs left out."""
+        return _by_queue(connection, self._sums_of_one, {"queue_id": queue_id}).get(queue_id, {})
 
-    def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
-        """Where a job stands, counting up to `limit` before it; None where it is not queued. Dialects may be faster."""
-        wanted = select(jobs.c.queue_id, jobs.c.tenant_id, jobs.c.priority)
-        job = connection.execute(wanted.where(jobs.c.id == job_id, jobs.c.state == int(State.QUEUED))).one_or_none()
-        if job is None:
-            return None
-        line = and_(
-            IS_QUEUED,
-            jobs.c.queue_id == job.queue_id,
-            jobs.c.tenant_id == job.tenant_id,
-            jobs.c.priority == job.priority,
-        )
-        before = select(jobs.c.id).where(line, jobs.c.id < job_id).limit(limit).subquery()
-        ahead = connection.execute(select(func.count()).select_from(before)).scalar_one()
-        return Standing(*job, ahead, None if ahead < limit else _share_before(connection, line, job_id))
+    def _all_lines(self, connection: Connection) -> dict[int, dict[Key, LineSum]]:
+        return _by_queue(connection, self._sums_of_lines, {})
 
-    def _lines(self, connection: Connection, queue_id: int) -> dict[tuple[int, int], LineSum]:
-        """(tenant, priority) → what is queued of a queue, from the backlog; held jobs left out."""
-        return self._all_lines(connection, queue_id).get(queue_id, {})
+    @cached_property
+    def _sums_of_one(self) -> Select[Any]:
+        return self._sums_of_lines.where(self._queued.c.queue_id == bindparam("queue_id"))
 
-    def _all_lines(
-        self, connection: Connection, queue_id: int | None = None
-    ) -> dict[int, dict[tuple[int, int], LineSum]]:
-        rows = self._sums(BACKLOG).subquery()
+    @cached_property
+    def _sums_of_lines(self) -> Select[Any]:
+        """Composed once: that takes longer than to run it."""
+        rows = self._queued
         keys = (rows.c.queue_id, rows.c.tenant_id, rows.c.priority)
-        counted = func.sum(rows.c.jobs)
-        statement = (
-            select(*keys, counted, func.sum(rows.c.cost), func.max(rows.c.bucket))
+        counted = cast(func.sum(rows.c.jobs), BigInteger)
+        cost = cast(func.sum(rows.c.cost), BigInteger)
+        weight = func.coalesce(func.max(tenants.c.weight), 1.0)
+        return (
+            select(*keys, counted, cost, func.max(rows.c.bucket), weight)
+            .select_from(rows.outerjoin(tenants, tenants.c.id == rows.c.tenant_id))
             .where(rows.c.state == int(State.QUEUED), rows.c.priority >= 0, rows.c.jobs != 0)
             .group_by(*keys)
-            .having(counted > 0)
+            .having(func.sum(rows.c.jobs) > 0)
             .order_by(*keys)
         )
-        if queue_id is not None:
-            statement = statement.where(rows.c.queue_id == queue_id)
-        found: dict[int, dict[tuple[int, int], LineSum]] = {}
-        for queue, tenant_id, priority, *sums in connection.execute(statement):
-            found.setdefault(queue, {})[tenant_id, priority] = LineSum(*map(int, sums))
-        return found
 
-    def _fronts(
-        self, connection: Connection, queue_id: int, keys: Sequence[LineKey], *, limit: int
-    ) -> list[list[Candidate]]:
-        """For each line up to `limit` queued jobs with ids above its bound, ascending. A dialect may be faster."""
-        fronts = []
-        for key in keys:
-            statement = (
-                select(*_CANDIDATE)
-                .where(IS_QUEUED, jobs.c.queue_id == queue_id, jobs.c.tenant_id == key.tenant_id)
-                .where(jobs.c.priority == key.priority, jobs.c.id > key.bound)
-                .order_by(jobs.c.id)
-                .limit(limit)
-            )
-            fronts.append([Candidate(*row) for row in connection.execute(statement)])
-        return fronts
+    @cached_property
+    def _queued(self) -> Any:
+        return self._sums(BACKLOG).subquery()
 
     def _urgent(
         self,
         connection: Connection,
         queue_id: int,
-        lines: Mapping[tuple[int, int], LineSum],
+        lines: Mapping[Key, LineSum],
         *,
         before_ms: int,
-        limit: int,
-    ) -> dict[tuple[int, int], list[Candidate]]:
-        """Per line jobs whose latest safe start is near, soonest first; up to `limit` per tenant."""
-        found: dict[tuple[int, int], list[Candidate]] = {}
-        near = (IS_QUEUED, jobs.c.start_by.is_not(None), jobs.c.queue_id == queue_id, jobs.c.start_by < before_ms)
-        for tenant_id in sorted({tenant for (tenant, _), line in lines.items() if line.last_bucket}):
-            statement = select(jobs.c.priority, *_CANDIDATE).where(*near, jobs.c.tenant_id == tenant_id)
-            statement = statement.where(jobs.c.priority >= 0).order_by(jobs.c.start_by).limit(limit)
-            for priority, *candidate in connection.execute(statement):
+        jobs: int,
+    ) -> dict[Key, list[Candidate]]:
+        """Per line jobs whose latest safe start is near, soonest first; of each tenant as many as are likely to go."""
+        pressing = {tenant_id for (tenant_id, _), line in lines.items() if line.last_bucket}
+        if not pressing:
+            return {}
+        limits: Counter[int] = Counter()
+        for (tenant_id, _), size in front_jobs(_loads(lines), jobs=jobs).items():
+            limits[tenant_id] += size
+        found: dict[Key, list[Candidate]] = {}
+        for tenant_id in sorted(pressing):
+            values = {"queue_id": queue_id, "tenant_id": tenant_id, "before": before_ms, "limit": limits[tenant_id]}
+            for priority, *candidate in connection.execute(_NEAR, values):
                 found.setdefault((tenant_id, priority), []).append(Candidate(*candidate))
         return found
 
 
-def _share_before(connection: Connection, line: ColumnElement[bool], job_id: int) -> float:
-    """About how much of a long line stands before a job, by where its id lies between the first and the last."""
-    first, last = (
-        connection.execute(select(jobs.c.id).where(line).order_by(by).limit(1)).scalar() or job_id
-        for by in (jobs.c.id, jobs.c.id.desc())
-    )
-    return (job_id - first) / max(1, last - first)
+class _Fronts:
+    """How far each line has been read, and how far it should be."""
+
+    def __init__(self, lines: Mapping[Key, LineSum], *, after: Mapping[Key, int], jobs: int) -> None:
+        self.shown: dict[Key, list[Candidate]] = {key: [] for key in lines}
+        self.going_on = set(lines)
+        """Lines whose end has not been seen."""
+        self._loads = {(load.tenant_id, load.priority): load for load in _loads(lines)}
+        self._after = after
+        self._jobs = jobs
+
+    def wanted(self) -> list[LineKey]:
+        """What to read next: nothing once as many are shown as are to be chosen, or no line goes on."""
+        if sum(map(len, self.shown.values())) >= self._jobs:
+            return []
+        sizes = front_jobs(self._loads.values(), jobs=self._jobs)
+        return [
+            LineKey(*key, shown[-1].id if shown else self._after.get(key, 0), sizes[key] - len(shown))
+            for key, shown in self.shown.items()
+            if key in self.going_on and sizes[key] > len(shown)
+        ]
+
+    def extend(self, keys: Sequence[LineKey], found: Sequence[Sequence[Candidate]]) -> None:
+        """Take in what was read. Jobs behind the bounds count in the backlog too: a line's end corrects it."""
+        for (tenant_id, priority, _, limit), more in zip(keys, found, strict=True):
+            key = (tenant_id, priority)
+            shown = self.shown[key]
+            shown += more
+            if len(more) < limit:
+                self.going_on.discard(key)
+                load = self._loads.pop(key)
+                if shown:
+                    self._loads[key] = load._replace(jobs=len(shown), cost=sum(one.cost for one in shown))
+
+
+def _loads(lines: Mapping[Key, LineSum]) -> list[LineLoad]:
+    return [LineLoad(t, p, line.weight, line.jobs, line.cost) for (t, p), line in lines.items()]
+
+
+def _by_queue(
+    connection: Connection, statement: Select[Any], values: Mapping[str, object]
+) -> dict[int, dict[Key, LineSum]]:
+    found: dict[int, dict[Key, LineSum]] = {}
+    for queue_id, tenant_id, priority, *sums in connection.execute(statement, values):
+        found.setdefault(queue_id, {})[tenant_id, priority] = LineSum(*sums)
+    return found

@@ -138,6 +138,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     candidates: Sequence[Candidate]
     urgent: Sequence[Candidate] = ()
     """Those whose latest safe start is near, soonest first; they may stand in `candidates` too."""
+    has_more: bool = False
+    """Further jobs may stand behind the candidates."""
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,8 +30,6 @@ from batchyard_consumers.served import Served
 from batchyard_consumers.watchdog import Watchdog
 
 URGENT_MS = 10_000
-HEAD_JOBS = 512
-"""Read from each line of a queue by one idle claim."""
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +253,6 @@ class Consumer:
             return  # whoever waits sweeps the database
 
     def _read_head(self, queue_id: int, limit: int) -> Sequence[int]:
-        shown = min(limit, HEAD_JOBS)
-        lines = self._store.head(queue_id, after={}, limit=shown, urgent_before_ms=self._store.now_ms() + URGENT_MS)
+        lines = self._store.head(queue_id, after={}, jobs=limit, urgent_before_ms=self._store.now_ms() + URGENT_MS)
         share = self._shares.setdefault(queue_id, FairShare())
-        return choose(lines, jobs=limit, limit=shown, share=share).ids
+        return choose(lines, jobs=limit, share=share).ids

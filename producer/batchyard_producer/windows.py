@@ -26,7 +26,6 @@ ROUND_JOBS = 8192
 """Jobs chosen by one look at a queue's head."""
 MAX_LOOKS = 6
 """Looks at one queue's head in a round; the other queues have their turn then."""
-LEAST_LIMIT = 64
 STRAGGLERS = 256
 """Stragglers of a line looked at; where there are so many, the line is gone through again instead."""
 URGENT_SECONDS = 10.0
@@ -56,7 +55,6 @@ class _Queue:
     lines: frozenset[LineKey] = frozenset()
     """Lines that had queued jobs at the last look at the backlog."""
     mean_cost: float = 1.0
-    line_count: int = 1
     straggle_at: float = 0.0
     labels: tuple[str, str] = field(default=("", ""))
 
@@ -255,20 +253,16 @@ class Windows:
                 return
 
     def _choose(self, queue: _Queue, *, jobs: int) -> Choice:
-        # Twice what an even split needs, so that a look rarely ends at a line's limit; one line is read to its end.
-        limit = jobs + 1 if queue.line_count == 1 else max(LEAST_LIMIT, 2 * jobs // queue.line_count)
         now_ms = self._store.now_ms()
         lines = self._store.head(
             queue.id,
             after=queue.tickets.cursors,
-            limit=limit,
+            jobs=jobs,
             urgent_before_ms=now_ms + round(URGENT_SECONDS * 1000),
         )
-        queue.line_count = max(1, len(lines))
         return choose(
             lines,
             jobs=jobs,
-            limit=limit,
             share=queue.tickets.share,
             taken=queue.tickets.known,
             ticketed_since_ms=now_ms - round(queue.tickets.ticketed_seconds * 1000),

@@ -27,16 +27,16 @@ def measure(*, database: str, deep: int) -> Iterator[str]:
     yield f"-- {database}: the store's calls"
     if database == "postgres":
         with postgres_server() as server:
-            yield from _store(server.url, deep=deep)
+            yield from _store(server.create_database(), server.create_database(), deep=deep)
     else:
         with tempfile.TemporaryDirectory(prefix="by-depth-") as folder:
-            yield from _store(f"sqlite:///{folder}/jobs.db", deep=deep)
+            yield from _store(f"sqlite:///{folder}/shallow.db", f"sqlite:///{folder}/deep.db", deep=deep)
     yield f"-- {database}: a whole system whose one consumer does about 300 jobs a second"
     yield from _system(database=database, deep=deep)
 
 
-def _store(url: str, *, deep: int) -> Iterator[str]:
-    command = [sys.executable, "-m", "tests.benchmarks.store", url, "--shallow", str(SHALLOW), "--deep", str(deep)]
+def _store(*urls: str, deep: int) -> Iterator[str]:
+    command = [sys.executable, "-m", "tests.benchmarks.store", *urls, "--shallow", str(SHALLOW), "--deep", str(deep)]
     yield from subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 

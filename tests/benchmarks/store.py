@@ -1,10 +1,11 @@
 """Microseconds a job of the store's hot calls, and what depth does to every call that must not feel it.
 
-    python -m tests.benchmarks.store sqlite:////tmp/bench.db
-    python -m tests.benchmarks.store postgresql+psycopg://… --deep 10000000
+    python -m tests.benchmarks.store sqlite:////tmp/shallow.db sqlite:////tmp/deep.db
+    python -m tests.benchmarks.store postgresql+psycopg://…/shallow postgresql+psycopg://…/deep --deep 10000000
 
-The database must be empty; it is migrated, and never analysed. Times are wall clock on one thread; beside each stands
-the CPU time of this process, which for SQLite is all there is.
+The databases must be empty; they are migrated, and never analysed. They are called in turn, so that whatever else the
+machine does weighs on both. Times are wall clock on one thread; beside each stands the CPU time of this process, which
+for SQLite is all there is.
 """
 
 from __future__ import annotations
@@ -144,33 +145,30 @@ def fill(fixture: Fixture, *, until: int, have: int) -> int:
     return have
 
 
-def calls(fixture: Fixture, *, rounds: int) -> dict[str, Meter]:
-    """One round takes and puts back as many jobs, so that the depth stays."""
+def calls(fixture: Fixture, meters: dict[str, Meter]) -> None:
+    """One round, which takes and puts back as many jobs, so that the depth stays."""
     store = fixture.store
-    meters: dict[str, Meter] = {}
 
     def measure(name: str, call: Callable[..., ResultT], *given: object, **named: object) -> ResultT:
         return meters.setdefault(name, Meter()).run(partial(call, *given, **named))
 
-    for _ in range(rounds):
-        made = measure("submit 128", fixture.submit, TICKET)
-        measure("submit one", fixture.submit, 1, tenant=3, priority=8)
-        measure("poll one", store.get_jobs, made[:1], tenant_id=1)
-        measure("poll 100", store.get_jobs, made[:100], tenant_id=1)
-        measure("finished among 1,000", store.finished_among, made * 8)
-        measure("head, 16 of each line", store.head, fixture.queue, after={}, limit=16, urgent_before_ms=0)
-        measure("list newest 100", store.list_jobs, JobFilter(tenant_id=1))
-        measure("list queued 100", store.list_jobs, JobFilter(tenant_id=1, state=State.QUEUED))
-        measure("position", store.position, made[0], limit=100)
-        measure("backlog", store.backlog)
-        measure("oldest queued", store.oldest_queued_ms)
-        jobs = measure("claim 128", fixture.claim, made)
-        measure("list running 100", store.list_jobs, JobFilter(tenant_id=1, state=State.RUNNING))
-        measure("finish 128", fixture.finish, jobs)
-        measure("renew a lease", store.renew, fixture.owner, lease_ms=LEASE_MS, state="ready", stats={})
-        measure("reap, promote, expire", _chores, store)
-        store.fold(limit=100_000)
-    return meters
+    made = measure("submit 128", fixture.submit, TICKET)
+    measure("submit one", fixture.submit, 1, tenant=3, priority=8)
+    measure("poll one", store.get_jobs, made[:1], tenant_id=1)
+    measure("poll 100", store.get_jobs, made[:100], tenant_id=1)
+    measure("finished among 1,000", store.finished_among, made * 8)
+    measure("head, 512 jobs", store.head, fixture.queue, after={}, jobs=512, urgent_before_ms=0)
+    measure("list newest 100", store.list_jobs, JobFilter(tenant_id=1))
+    measure("list queued 100", store.list_jobs, JobFilter(tenant_id=1, state=State.QUEUED))
+    measure("position", store.position, made[0], limit=100)
+    measure("backlog", store.backlog)
+    measure("oldest queued", store.oldest_queued_ms)
+    jobs = measure("claim 128", fixture.claim, made)
+    measure("list running 100", store.list_jobs, JobFilter(tenant_id=1, state=State.RUNNING))
+    measure("finish 128", fixture.finish, jobs)
+    measure("renew a lease", store.renew, fixture.owner, lease_ms=LEASE_MS, state="ready", stats={})
+    measure("reap, promote, expire", _chores, store)
+    store.fold(limit=100_000)
 
 
 def _chores(store: JobStore) -> None:
@@ -181,30 +179,38 @@ def _chores(store: JobStore) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url")
+    parser.add_argument("shallow_url", help="also of the hot path, which comes last: it leaves much behind")
+    parser.add_argument("deep_url")
     parser.add_argument("--chunks", type=int, default=10, help="of 10,000 jobs, for the hot path")
     parser.add_argument("--shallow", type=int, default=1_000)
     parser.add_argument("--deep", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=60)
     chosen = parser.parse_args()
-    fixture = prepare(chosen.url)
-    print(f"durability: {fixture.store.durability()}")
-    hot_path(fixture, chunks=chosen.chunks)
-    have = fill(fixture, until=chosen.shallow, have=0)
-    calls(fixture, rounds=5)
-    shallow = calls(fixture, rounds=chosen.rounds)
-    fill(fixture, until=chosen.deep, have=have)
+    shallow, deep = prepare(chosen.shallow_url), prepare(chosen.deep_url)
+    print(f"durability: {shallow.store.durability()}")
+    fill(shallow, until=chosen.shallow, have=0)
+    fill(deep, until=chosen.shallow, have=0)
+    for _ in range(5):  # plans are made while there is little, and kept
+        calls(shallow, {})
+        calls(deep, {})
+    fill(deep, until=chosen.deep, have=chosen.shallow)
     # What the filling wrote has to reach the disk first, or every commit waits for it.
     os.sync()
-    deep = calls(fixture, rounds=chosen.rounds)
+    few_meters: dict[str, Meter] = {}
+    many_meters: dict[str, Meter] = {}
+    for _ in range(chosen.rounds):
+        calls(shallow, few_meters)
+        calls(deep, many_meters)
     depths = f"{chosen.shallow:,} queued", f"{chosen.deep:,} queued"
     print(f"\n{'microseconds a call':28} {depths[0]:>18} {depths[1]:>18} {'wall':>7} {'CPU':>7}   (lower quartiles)")
-    for name, few in shallow.items():
-        many = deep[name]
+    for name, few in few_meters.items():
+        many = many_meters[name]
         walls = low(few.wall), low(many.wall)
         cpu = low(many.cpu) / low(few.cpu)
         print(f"{name:28} {walls[0]:18.0f} {walls[1]:18.0f} {walls[1] / walls[0]:6.2f}x {cpu:6.2f}x")
-    fixture.store.close()
+    hot_path(shallow, chunks=chosen.chunks)
+    shallow.store.close()
+    deep.store.close()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def line(
     cost: int = 1,
     urgent: Mapping[int, int] | None = None,
     ticketed: Mapping[int, int] | None = None,
+    has_more: bool = False,
 ) -> Line:
     """`urgent` and `ticketed` map ids to start_by and ticketed_at."""
     by_id = {
@@ -30,11 +31,12 @@ def line(
         priority=priority,
         candidates=[by_id[i] for i in ids],
         urgent=[by_id[i] for i in sorted(urgent or {}, key=lambda i: (urgent or {})[i])],
+        has_more=has_more,
     )
 
 
 class Backlog:
-    """A queue that shows its fronts as a store does, and of which calls of `choose` take what they chose."""
+    """A queue that shows its fronts, all equally far, and of which calls of `choose` take what they chose."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = {(line.tenant_id, line.priority): line for line in lines}
@@ -44,7 +46,7 @@ class Backlog:
         self.of = {c.id: (line, c.cost) for line in lines for c in line.candidates}
 
     def take(self, jobs: int, *, limit: int = LIMIT) -> list[int]:
-        choice = choose(self.head(limit), jobs=jobs, limit=limit, share=self.share)
+        choice = choose(self.head(limit), jobs=jobs, share=self.share)
         self.cursors.update(choice.cursors)
         return choice.ids
 
@@ -54,7 +56,10 @@ class Backlog:
             start = bisect_right(self.ids[key], self.cursors.get(key, 0))
             front = whole.candidates[start : start + limit]
             if front:
-                shown.append(Line(tenant_id=key[0], priority=key[1], weight=whole.weight, candidates=front))
+                has_more = len(front) >= limit
+                shown.append(
+                    Line(tenant_id=key[0], priority=key[1], weight=whole.weight, candidates=front, has_more=has_more)
+                )
         return shown
 
     def cost_by_tenant(self, ids: Sequence[int]) -> Counter[int]:

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from batchyard.scheduling import RESERVED, Choice, FairShare, choose
 from batchyard.store.base import Candidate, Line
-from tests.unit.lines import LIMIT, Backlog, line
+from tests.unit.lines import Backlog, line
 
 
-def chosen(lines: Sequence[Line], *, jobs: int = 1000, limit: int = LIMIT) -> Choice:
-    return choose(lines, jobs=jobs, limit=limit)
+def chosen(lines: Sequence[Line], *, jobs: int = 1000) -> Choice:
+    return choose(lines, jobs=jobs)
 
 
 def test_nothing_waits() -> None:
@@ -106,7 +106,7 @@ def test_urgency_does_not_enlarge_a_share() -> None:
 
 def test_ticketed_jobs_are_passed_over_and_named() -> None:
     waiting = line([1, 2, 3, 4], ticketed={1: 10, 2: 100, 4: 101})
-    choice = choose([waiting], jobs=9, limit=9, ticketed_since_ms=50)
+    choice = choose([waiting], jobs=9, ticketed_since_ms=50)
     assert choice.ids == [1, 3]
     assert choice.skipped == [2, 4]
     assert choice.cursors == {(1, 5): 4}
@@ -114,21 +114,21 @@ def test_ticketed_jobs_are_passed_over_and_named() -> None:
 
 
 def test_jobs_already_taken_are_passed_over() -> None:
-    choice = choose([line([1, 2, 3], urgent={3: 1})], jobs=9, limit=9, taken={1, 3})
+    choice = choose([line([1, 2, 3], urgent={3: 1})], jobs=9, taken={1, 3})
     assert choice.ids == [2]
     assert choice.cursors == {(1, 5): 3}
 
 
 def test_choosing_stops_where_a_line_goes_on_out_of_sight() -> None:
-    lines = [line(range(1, 9), tenant=1, priority=9), line([101], tenant=1, priority=1)]
-    choice = choose(lines, jobs=100, limit=8)
+    lines = [line(range(1, 9), tenant=1, priority=9, has_more=True), line([101], tenant=1, priority=1)]
+    choice = choose(lines, jobs=100)
     assert choice.ids == list(range(1, 9))
     assert choice.cursors == {(1, 9): 8}
     assert not choice.is_complete
 
 
 def test_a_front_that_is_all_taken_still_moves_its_cursor() -> None:
-    choice = choose([line([1, 2, 3])], jobs=9, limit=3, taken={1, 2, 3})
+    choice = choose([line([1, 2, 3], has_more=True)], jobs=9, taken={1, 2, 3})
     assert choice.ids == []
     assert choice.cursors == {(1, 5): 3}
     assert not choice.is_complete
@@ -151,8 +151,8 @@ def test_a_tiny_weight_still_gets_something() -> None:
 def test_what_is_absent_saves_nothing_up() -> None:
     share = FairShare()
     both = [line(range(1, 100), tenant=1), line(range(201, 300), tenant=2)]
-    choose(both, jobs=10, limit=LIMIT, share=share)
-    choose(both[:1], jobs=10, limit=LIMIT, share=share)
+    choose(both, jobs=10, share=share)
+    choose(both[:1], jobs=10, share=share)
     assert all(tenant == 1 for _, tenant in share.deficits)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from batchyard.jobs import State
 from batchyard.store.base import Candidate, JobView, ResultRow
-from batchyard.store.order import LineKey
+from batchyard.store.order import Key, LineKey, Standing
 from batchyard.store.postgres.arrays import int8s
 from batchyard.store.postgres.session import Session, int8
 from batchyard.store.postgres.statement import Statement
@@ -22,30 +22,68 @@ from batchyard.store.views import ERROR, job_view
 # through all jobs by id instead.
 FRONTS = Statement("""
 SELECT l.ordinal, j.id, j.cost_estimate, j.start_by, j.ticketed_at
-FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s) WITH ORDINALITY AS l(tenant_id, priority, bound, ordinal)
+FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s, %(limits)s)
+    WITH ORDINALITY AS l(tenant_id, priority, bound, most, ordinal)
 CROSS JOIN LATERAL (
     SELECT id, cost_estimate, start_by, ticketed_at FROM jobs
     WHERE state = 0
         AND (queue_id, tenant_id, priority, id) > (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.bound)
         AND (queue_id, tenant_id, priority, id)
             <= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 9223372036854775807)
-    ORDER BY queue_id, tenant_id, priority, id LIMIT %(limit)s
+    ORDER BY queue_id, tenant_id, priority, id LIMIT l.most
 ) j
 ORDER BY l.ordinal, j.id""")
-"""For each line the jobs after a bound."""
+"""For each line the jobs after a bound, so many at the most."""
+
+OLDEST = Statement("""
+SELECT min(j.created_at) FROM unnest(%(tenants)s, %(priorities)s) AS l(tenant_id, priority)
+CROSS JOIN LATERAL (
+    SELECT created_at FROM jobs
+    WHERE state = 0
+        AND (queue_id, tenant_id, priority, id) >= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 0)
+        AND (queue_id, tenant_id, priority, id)
+            <= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 9223372036854775807)
+    ORDER BY queue_id, tenant_id, priority, id LIMIT 1
+) j""")
+"""When the oldest of the lines' first jobs was created."""
 
 STRAGGLERS = Statement("""
 SELECT j.id
-FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s) AS l(tenant_id, priority, bound)
+FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s, %(limits)s) AS l(tenant_id, priority, bound, most)
 CROSS JOIN LATERAL (
     SELECT id FROM jobs
     WHERE state = 0
         AND (queue_id, tenant_id, priority, id) < (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.bound)
         AND (queue_id, tenant_id, priority, id) >= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 0)
-    ORDER BY queue_id, tenant_id, priority, id LIMIT %(limit)s
+    ORDER BY queue_id, tenant_id, priority, id LIMIT l.most
 ) j
 ORDER BY j.id""")
-"""For each line the jobs before a bound."""
+"""For each line the jobs before a bound, so many at the most."""
+
+STANDING = Statement("""
+SELECT j.queue_id, j.tenant_id, j.priority, b.ahead,
+    CASE WHEN b.ahead < %(limit)s THEN j.id ELSE (
+        SELECT id FROM jobs
+        WHERE state = 0 AND (queue_id, tenant_id, priority, id) >= (j.queue_id, j.tenant_id, j.priority, 0)
+        ORDER BY queue_id, tenant_id, priority, id LIMIT 1
+    ) END,
+    CASE WHEN b.ahead < %(limit)s THEN j.id ELSE (
+        SELECT id FROM jobs
+        WHERE state = 0
+            AND (queue_id, tenant_id, priority, id) <= (j.queue_id, j.tenant_id, j.priority, 9223372036854775807)
+        ORDER BY queue_id DESC, tenant_id DESC, priority DESC, id DESC LIMIT 1
+    ) END
+FROM jobs j CROSS JOIN LATERAL (
+    SELECT count(*) AS ahead FROM (
+        SELECT FROM jobs
+        WHERE state = 0
+            AND (queue_id, tenant_id, priority, id) < (j.queue_id, j.tenant_id, j.priority, j.id)
+            AND (queue_id, tenant_id, priority, id) >= (j.queue_id, j.tenant_id, j.priority, 0)
+        ORDER BY queue_id DESC, tenant_id DESC, priority DESC, id DESC LIMIT %(limit)s
+    ) c
+) b
+WHERE j.id = %(id)s AND j.state + 0 = 0""")
+"""A queued job's line, the jobs before it in its line, and, where those are many, the first and the last of it."""
 
 RESULTS = Statement("""
 SELECT g.seq, j.id, j.bulk_index, j.state, i.custom_id, r.format, r.body
@@ -99,19 +137,27 @@ class Reading(Session):
 
     def stragglers(self, queue_id: int, *, below: Mapping[tuple[int, int], int], limit: int) -> list[int]:
         """See `JobStore.stragglers`."""
-        keys = [LineKey(tenant_id, priority, bound) for (tenant_id, priority), bound in below.items()]
+        keys = [LineKey(tenant_id, priority, bound, limit) for (tenant_id, priority), bound in below.items()]
         if not keys:
             return []
-        return [job_id for (job_id,) in self._run(STRAGGLERS, **_lines(queue_id, keys, limit))]
+        return [job_id for (job_id,) in self._run(STRAGGLERS, **_lines(queue_id, keys))]
 
-    def _fronts(
-        self, connection: Connection, queue_id: int, keys: Sequence[LineKey], *, limit: int
-    ) -> list[list[Candidate]]:
+    def _fronts(self, connection: Connection, queue_id: int, keys: Sequence[LineKey]) -> list[list[Candidate]]:
         fronts: list[list[Candidate]] = [[] for _ in keys]
         if keys:
-            for ordinal, *candidate in self._run(FRONTS, **_lines(queue_id, keys, limit)):
+            for ordinal, *candidate in self._run(FRONTS, **_lines(queue_id, keys)):
                 fronts[ordinal - 1].append(Candidate(*candidate))
         return fronts
+
+    def _oldest_ms(self, connection: Connection, queue_id: int, lines: Sequence[Key]) -> int | None:
+        tenants, priorities = int8s([tenant_id for tenant_id, _ in lines]), int8s([priority for _, priority in lines])
+        ((created,),) = self._run(OLDEST, queue=int8(queue_id), tenants=tenants, priorities=priorities)
+        return None if created is None else int(created)
+
+    def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
+        for row in self._run(STANDING, id=int8(job_id), limit=int8(limit)):
+            return Standing(*row)
+        return None
 
     def _results(self, connection: Connection, seq_of: dict[int, int]) -> list[ResultRow]:
         rows = self._run(RESULTS, ids=int8s(seq_of), seqs=int8s(seq_of.values()))
@@ -122,11 +168,11 @@ class Reading(Session):
         ]
 
 
-def _lines(queue_id: int, keys: Sequence[LineKey], limit: int) -> dict[str, object]:
+def _lines(queue_id: int, keys: Sequence[LineKey]) -> dict[str, object]:
     return {
         "queue": int8(queue_id),
-        "limit": int8(limit),
         "tenants": int8s([key.tenant_id for key in keys]),
         "priorities": int8s([key.priority for key in keys]),
         "bounds": int8s([key.bound for key in keys]),
+        "limits": int8s([key.limit for key in keys]),
     }

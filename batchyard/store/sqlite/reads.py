@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from batchyard.jobs import ErrorInfo, State
 from batchyard.store.base import Candidate, JobView, ResultRow
-from batchyard.store.order import LineKey
+from batchyard.store.order import Key, LineKey, Standing
 from batchyard.store.shared import SharedStore
 from batchyard.store.sqlite.claims import LARGE_BODY, cut
 from batchyard.store.sqlite.file import SqliteFile
@@ -19,18 +19,46 @@ from batchyard.store.views import ERROR, load_error, load_labels, shown_priority
 encode = msgspec.json.encode
 decode: Callable[[str | bytes], Any] = msgspec.json.decode
 
-_FRONTS = """
-SELECT (
-    SELECT json_array(json_group_array(id), json_group_array(cost_estimate), json_group_array(start_by),
-        json_group_array(ticketed_at))
-    FROM (
-        SELECT id, cost_estimate, start_by, ticketed_at FROM jobs
-        WHERE state = 0 AND queue_id = ?1 AND tenant_id = line.value ->> 0 AND priority = line.value ->> 1
-            AND id > line.value ->> 2
-        ORDER BY id LIMIT ?2
-    )
+_FRONT = """
+SELECT json_array(json_group_array(id), json_group_array(cost_estimate), json_group_array(start_by),
+    json_group_array(ticketed_at))
+FROM (
+    SELECT id, cost_estimate, start_by, ticketed_at FROM jobs
+    WHERE state = 0 AND queue_id = ?1 AND tenant_id = ?2 AND priority = ?3 AND id > ?4 ORDER BY id LIMIT ?5
 )
-FROM json_each(?3) line ORDER BY line.key
+"""
+
+_STANDING = """
+WITH j AS MATERIALIZED (
+    SELECT queue_id, tenant_id, priority, id, (
+        SELECT count(*) FROM (
+            SELECT 1 FROM jobs l
+            WHERE l.state = 0 AND l.queue_id = jobs.queue_id AND l.tenant_id = jobs.tenant_id
+                AND l.priority = jobs.priority AND l.id < jobs.id
+            ORDER BY l.id DESC LIMIT ?2
+        )
+    ) AS ahead
+    FROM jobs WHERE id = ?1 AND state + 0 = 0
+)
+SELECT queue_id, tenant_id, priority, ahead,
+    CASE WHEN ahead < ?2 THEN id ELSE (
+        SELECT min(l.id) FROM jobs l
+        WHERE l.state = 0 AND l.queue_id = j.queue_id AND l.tenant_id = j.tenant_id AND l.priority = j.priority
+    ) END,
+    CASE WHEN ahead < ?2 THEN id ELSE (
+        SELECT max(l.id) FROM jobs l
+        WHERE l.state = 0 AND l.queue_id = j.queue_id AND l.tenant_id = j.tenant_id AND l.priority = j.priority
+    ) END
+FROM j
+"""
+
+_OLDEST = """
+SELECT min((
+    SELECT created_at FROM jobs
+    WHERE state = 0 AND queue_id = ?1 AND tenant_id = line.value ->> 0 AND priority = line.value ->> 1 AND id > 0
+    ORDER BY id LIMIT 1
+))
+FROM json_each(?2) line
 """
 
 _STRAGGLERS = """
@@ -112,13 +140,24 @@ class Reads(SharedStore):
             rows = handle.raw.execute(_STRAGGLERS, (queue_id, limit, lines)).fetchall()
         return sorted(job_id for (ids,) in rows for job_id in decode(ids))
 
-    def _fronts(
-        self, connection: Connection, queue_id: int, keys: Sequence[LineKey], *, limit: int
-    ) -> list[list[Candidate]]:
+    def _fronts(self, connection: Connection, queue_id: int, keys: Sequence[LineKey]) -> list[list[Candidate]]:
         raw = connection.connection.driver_connection
         assert raw is not None
-        rows = raw.execute(_FRONTS, (queue_id, limit, encode(keys).decode())).fetchall()
+        # A statement a line: only so can each have its own limit.
+        rows = (raw.execute(_FRONT, (queue_id, *key)).fetchone() for key in keys)
         return [list(map(Candidate, *decode(columns))) for (columns,) in rows]
+
+    def _oldest_ms(self, connection: Connection, queue_id: int, lines: Sequence[Key]) -> int | None:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        (created,) = raw.execute(_OLDEST, (queue_id, encode(lines).decode())).fetchone()
+        return None if created is None else int(created)
+
+    def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        row = raw.execute(_STANDING, (job_id, limit)).fetchone()
+        return None if row is None else Standing(*row)
 
     def _flush_page(
         self, connection: Connection, bulk_id: int, *, after_seq: int, limit: int

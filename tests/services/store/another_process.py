@@ -19,7 +19,7 @@ def work(path: Path, queue: int, rounds: int, tenant: int) -> None:
         inputs = [b'{"n": %d}' % n for n in range(20)]
         (answer,) = store.submit([Submission(tenant_id=TENANT, queue_id=queue, inputs=inputs, costs=[1] * 20)])
         assert isinstance(answer, Accepted)
-        lines = store.head(queue, after={}, limit=64, urgent_before_ms=0)
+        lines = store.head(queue, after={}, jobs=64, urgent_before_ms=0)
         ids = [candidate.id for line in lines for candidate in line.candidates]
         jobs = store.claim([(queue, ids)], owner=owner)
         written = store.finish([succeeded(job) for job in jobs], owner=owner)

@@ -140,16 +140,16 @@ def test_a_pause_holds_queued_jobs_and_what_comes_back(yard: Yard) -> None:
     running, retrying = yard.claim(ids[:2])
     assert yard.store.pause_bulk(bulk.id, tenant_id=TENANT, paused=True).paused
     yard.sweep()
-    assert yard.store.head(yard.queue, after={}, limit=10, urgent_before_ms=0) == []
+    assert yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0) == []
     assert yard.view(ids[2]).priority == 5, "people see the priority that was asked for"
     yard.store.release([running], owner=yard.owner)
     later = yard.submit(1, bulk_id=bulk.id)
-    assert yard.store.head(yard.queue, after={}, limit=10, urgent_before_ms=0) == []
+    assert yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0) == []
     assert yard.claim([*ids, *later]) == []
     assert yard.finish([succeeded(retrying)]) == [retrying.id], "what runs may finish"
     assert not yard.store.pause_bulk(bulk.id, tenant_id=TENANT, paused=False).paused
     yard.sweep()
-    (line,) = yard.store.head(yard.queue, after={}, limit=10, urgent_before_ms=0)
+    (line,) = yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0)
     assert [candidate.id for candidate in line.candidates] == [ids[0], ids[2], ids[3], *later]
     assert len(yard.claim([*ids, *later])) == 4
 

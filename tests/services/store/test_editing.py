@@ -44,7 +44,7 @@ def test_amending_moves_a_job_between_lines(yard: Yard) -> None:
     assert (view.priority, view.deadline_ms) == (9, None)
     view = yard.store.amend(ids[1], tenant_id=TENANT, priority=None, deadline_ms=now + 90_000, start_by_ms=now + 80_000)
     assert (view.priority, view.deadline_ms) == (9, now + 90_000)
-    lines = yard.store.head(yard.queue, after={}, limit=9, urgent_before_ms=now + 85_000)
+    lines = yard.store.head(yard.queue, after={}, jobs=9, urgent_before_ms=now + 85_000)
     assert {line.priority: [one.id for one in line.candidates] for line in lines} == {5: ids[:1], 9: ids[1:]}
     assert [one.id for line in lines for one in line.urgent] == ids[1:]
     unchanged = yard.store.amend(ids[0], tenant_id=TENANT, priority=None, deadline_ms=None, start_by_ms=None)

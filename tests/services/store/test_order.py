@@ -1,17 +1,19 @@
 """The fronts of the lines, stragglers, positions and the oldest job."""
 
 from batchyard.jobs import State
+from batchyard.scheduling import choose
 from tests.services.store.yard import TENANT, Yard, eventually, failed, succeeded
 
 
 def test_every_line_shows_its_front_by_arrival(yard: Yard) -> None:
     heavy = yard.tenant(weight=3.0)
-    low, high = yard.submit(3, priority=1), yard.submit(2, priority=8)
-    other = yard.submit(4, tenant_id=heavy, priority=1)
+    low, high = yard.submit(9, priority=1), yard.submit(2, priority=8)
+    other = yard.submit(3, tenant_id=heavy, priority=1)
     yard.submit(1, queue_id=yard.tolerant)
-    lines = yard.store.head(yard.queue, after={}, limit=2, urgent_before_ms=0)
+    lines = yard.store.head(yard.queue, after={}, jobs=2, urgent_before_ms=0)
     found = {(line.tenant_id, line.priority): [one.id for one in line.candidates] for line in lines}
-    assert found == {(TENANT, 1): low[:2], (TENANT, 8): high, (heavy, 1): other[:2]}
+    assert found == {(TENANT, 1): low[:3], (TENANT, 8): high, (heavy, 1): other}
+    assert {line.priority: line.has_more for line in lines if line.tenant_id == TENANT} == {1: True, 8: False}
     assert {line.tenant_id: line.weight for line in lines} == {TENANT: 1.0, heavy: 3.0}
     assert [one.cost for line in lines for one in line.candidates if line.priority == 8] == [10, 11]
     assert all(line.urgent == () or not line.urgent for line in lines)
@@ -19,26 +21,47 @@ def test_every_line_shows_its_front_by_arrival(yard: Yard) -> None:
 
 def test_a_cursor_moves_a_line_on(yard: Yard) -> None:
     ids, other = yard.submit(5), yard.submit(2, priority=9)
-    lines = yard.store.head(yard.queue, after={(TENANT, 5): ids[2]}, limit=9, urgent_before_ms=0)
+    lines = yard.store.head(yard.queue, after={(TENANT, 5): ids[2]}, jobs=9, urgent_before_ms=0)
     found = {line.priority: [one.id for one in line.candidates] for line in lines}
     assert found == {5: ids[3:], 9: other}
-    lines = yard.store.head(yard.queue, after={(TENANT, 5): ids[-1]}, limit=9, urgent_before_ms=0)
+    lines = yard.store.head(yard.queue, after={(TENANT, 5): ids[-1]}, jobs=9, urgent_before_ms=0)
     assert [line.priority for line in lines] == [9]
+
+
+def test_a_line_that_ends_sooner_than_the_backlog_says_lets_others_be_read_further(yard: Yard) -> None:
+    ticketed, low = yard.submit(300, priority=9), yard.submit(600, priority=1)
+    after = {(TENANT, 9): ticketed[-2]}
+    lines = yard.store.head(yard.queue, after=after, jobs=200, urgent_before_ms=0)
+    found = {line.priority: [one.id for one in line.candidates] for line in lines}
+    assert found[9] == ticketed[-1:]
+    assert found[1] == low[: len(found[1])]
+    assert 199 <= len(found[1]) <= 201
+    assert {line.priority: line.has_more for line in lines} == {9: False, 1: True}
+
+
+def test_the_fronts_are_as_long_as_what_is_likely_to_go(yard: Yard) -> None:
+    tenants = [TENANT, *(yard.tenant() for _ in range(4))]
+    for tenant in tenants:
+        for priority in (2, 5, 8):
+            yard.submit(300, tenant_id=tenant, priority=priority, costs=[10] * 300)
+    lines = yard.store.head(yard.queue, after={}, jobs=1000, urgent_before_ms=0)
+    assert 1000 <= sum(len(line.candidates) for line in lines) <= 1700
+    assert len(choose(lines, jobs=1000).ids) == 1000
 
 
 def test_only_queued_jobs_stand_in_the_head(yard: Yard) -> None:
     ids = yard.submit(4)
     yard.claim([ids[0]])
     yard.store.cancel(ids[1], tenant_id=TENANT)
-    (line,) = yard.store.head(yard.queue, after={}, limit=9, urgent_before_ms=0)
+    (line,) = yard.store.head(yard.queue, after={}, jobs=9, urgent_before_ms=0)
     assert [one.id for one in line.candidates] == ids[2:]
 
 
 def test_a_paused_or_unknown_queue_has_no_lines(yard: Yard) -> None:
     yard.submit(1)
     yard.store.set_queue_paused(yard.queue, paused=True)
-    assert yard.store.head(yard.queue, after={}, limit=9, urgent_before_ms=0) == []
-    assert yard.store.head(999, after={}, limit=9, urgent_before_ms=0) == []
+    assert yard.store.head(yard.queue, after={}, jobs=9, urgent_before_ms=0) == []
+    assert yard.store.head(999, after={}, jobs=9, urgent_before_ms=0) == []
 
 
 def test_urgent_jobs_are_named_soonest_first(yard: Yard) -> None:
@@ -47,11 +70,11 @@ def test_urgent_jobs_are_named_soonest_first(yard: Yard) -> None:
     far = yard.submit(1, deadline_ms=now + 900_000, start_by_ms=now + 800_000)
     near = yard.submit(1, deadline_ms=now + 300_000, start_by_ms=now + 200_000)
     nearer = yard.submit(1, deadline_ms=now + 200_000, start_by_ms=now + 100_000, priority=2)
-    lines = yard.store.head(yard.queue, after={}, limit=9, urgent_before_ms=now + 500_000)
+    lines = yard.store.head(yard.queue, after={}, jobs=9, urgent_before_ms=now + 500_000)
     found = {line.priority: ([one.id for one in line.candidates], [one.id for one in line.urgent]) for line in lines}
     assert found == {5: ([*plain, *far, *near], near), 2: (nearer, nearer)}
     behind = {(TENANT, 5): near[0], (TENANT, 2): nearer[0]}
-    lines = yard.store.head(yard.queue, after=behind, limit=9, urgent_before_ms=now + 500_000)
+    lines = yard.store.head(yard.queue, after=behind, jobs=9, urgent_before_ms=now + 500_000)
     assert {line.priority: [one.id for one in line.urgent] for line in lines} == {5: near, 2: nearer}
     assert {one.start_by_ms for line in lines for one in line.urgent} == {now + 200_000, now + 100_000}
 

@@ -22,7 +22,9 @@ def use_everything(yard: Yard, count: int) -> None:
     yard.submit(2, payloads=naming([upload(yard.store)], []))
     yard.submit(1, bulk_id=bulk.id, payloads=naming([upload(yard.store)]))
     yard.store.submit([yard.submission(1, payloads=naming([4711]))])
-    yard.store.head(yard.queue, after={}, limit=10, urgent_before_ms=0)
+    yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0)
+    yard.store.position(ids[-1], limit=10)
+    yard.store.oldest_queued_ms()
     yard.store.stragglers(yard.queue, below={(1, 5): ids[-1]}, limit=10)
     jobs = yard.claim([*ids, *loose])
     yard.store.finish([succeeded(jobs[0])], owner=1)
@@ -53,7 +55,7 @@ def check_plans(store: PostgresStore) -> int:
             scanned = re.search(r"(Seq Scan|Bitmap \w+ Scan) on (\w+)", line)
             assert scanned is None or scanned[2] not in BIG_TABLES, shown
             # A nested loop over whatever was asked for, each time by its key.
-            used = re.search(r"Index (?:Only )?Scan using (\w+) on (\w+)", line)
+            used = re.search(r"Index (?:Only )?Scan (?:Backward )?using (\w+) on (\w+)", line)
             if used and used[2] in BIG_TABLES:
                 assert used[1].endswith("_pkey") or used[1] == "jobs_head", shown
             assert not re.search(r"Hash Cond: .*\b(j|jobs)\.id\b|Merge Cond", line), shown

@@ -97,7 +97,7 @@ def test_eight_processes_write_without_losing_or_doubling_anything(path: Path, y
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    lines = yard.store.head(yard.queue, after={}, limit=10_000, urgent_before_ms=0)
+    lines = yard.store.head(yard.queue, after={}, jobs=10_000, urgent_before_ms=0)
     left = yard.run(candidate.id for line in lines for candidate in line.candidates)
     check_ledgers(yard.store)
     (row,) = yard.store.recount()
@@ -138,7 +138,12 @@ BY_KEY = {
     "unfinished": reads._UNFINISHED,
     "known keys": admission._KEYS,
 }
-BY_HEAD = {"fronts": reads._FRONTS, "stragglers": reads._STRAGGLERS}
+BY_HEAD = {
+    "front": reads._FRONT,
+    "oldest": reads._OLDEST,
+    "stragglers": reads._STRAGGLERS,
+    "standing": reads._STANDING,
+}
 
 
 def _plan(raw: Any, statement: str) -> list[str]:

@@ -171,7 +171,7 @@ def test_an_unknown_a_foreign_and_a_sealed_bulk_refuse_chunks(yard: Yard) -> Non
 
 def test_ticketed_submissions_say_so_in_the_head(yard: Yard) -> None:
     (ticketed,), (other,) = yard.submit(1, ticketed=True), yard.submit(1)
-    (line,) = yard.store.head(yard.queue, after={}, limit=10, urgent_before_ms=0)
+    (line,) = yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0)
     marks = {candidate.id: candidate.ticketed_at_ms for candidate in line.candidates}
     assert marks[other] is None
     assert marks[ticketed] == yard.view(ticketed).created_at_ms

@@ -386,7 +386,7 @@ def test_what_no_ticket_tells_of_is_claimed_from_the_database() -> None:
 
     def read_head(queue_id: int, limit: int) -> list[int]:
         heads.append(queue_id)
-        lines = store.head(queue_id, after={}, limit=limit, urgent_before_ms=0)
+        lines = store.head(queue_id, after={}, jobs=limit, urgent_before_ms=0)
         return [candidate.id for line in lines for candidate in line.candidates]
 
     with Line({"noop": NoOp()}, store=store, read_head=read_head) as line:

@@ -1,15 +1,16 @@
-"""Positions as estimated against the order in which the scheduler lets jobs go, until none is left."""
+"""What is foretold against what the scheduler lets go, until nothing is left."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchyard.position import LineLoad, jobs_before
-from batchyard.scheduling import TURN_JOBS
+from batchyard.forecast import LineLoad, front_jobs, jobs_before
+from batchyard.scheduling import TURN_JOBS, choose
 from batchyard.store.base import Candidate, Line
 from tests.unit.lines import Backlog, line
 
@@ -34,7 +35,7 @@ def loads(backlog: Backlog) -> list[LineLoad]:
 
 
 def slack(backlog: Backlog, waiting: Sequence[LineLoad], *, priority: int) -> float:
-    """The error that the module admits to: by the lines that wait and, for what a lower one was lent, all there were."""
+    """The error that the module admits to: by the lines that wait and, for what a lower one was lent, all that did."""
     highest = max(one.priority for one in waiting)
     lower = {one.priority for one in waiting} - {highest}
     a_round = TURN_JOBS * sum(one.weight for one in waiting if one.priority == priority)
@@ -138,3 +139,80 @@ def test_tenants_of_unequal_cost_against_the_scheduler() -> None:
 def test_jobs_without_cost_count_as_scheduling_counts_them() -> None:
     free = [LineLoad(1, 5, 1.0, 100, 0), LineLoad(2, 5, 1.0, 100, 0)]
     assert jobs_before(free, tenant_id=1, priority=5, own=79) == pytest.approx(79 + 72)
+
+
+# --- fronts ---
+
+
+class SizedBacklog(Backlog):
+    """Shows of each line what is foretold to be enough, and counts what that comes to."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        super().__init__(lines)
+        self.shown = 0
+        self.looks = 0
+
+    def take_from_fronts(self, jobs: int) -> list[int]:
+        sizes = front_jobs(loads(self), jobs=jobs)
+        lines = []
+        for one in self.head(1 << 40):
+            size = sizes[one.tenant_id, one.priority]
+            front = one.candidates[:size]
+            lines.append(msgspec.structs.replace(one, candidates=front, has_more=len(front) >= size))
+            self.shown += len(front)
+        self.looks += 1
+        choice = choose(lines, jobs=jobs, share=self.share)
+        self.cursors.update(choice.cursors)
+        return choice.ids
+
+
+SHAPES = {
+    "ten tenants of three priorities": {(t, p): 400 for t in range(1, 11) for p in (2, 5, 8)},
+    "one crowd among small lines": {(t, p): 40 for t in range(1, 11) for p in (2, 5, 8)} | {(1, 5): 11_000},
+    "a short priority above a long one": {(1, 9): 30, (1, 1): 5000, (2, 1): 5000},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weights", [[1.0], [0.25, 1.0, 3.0]])
+def test_fronts_are_long_enough_and_not_much_longer(shape: str, weights: list[float]) -> None:
+    given_weights = {tenant: weights[tenant % len(weights)] for tenant in range(1, 11)}
+    backlog = SizedBacklog(list(crowd(SHAPES[shape], weights=given_weights, random=Random(5)).lines.values()))
+    jobs = sum(SHAPES[shape].values())
+    ids: list[int] = []
+    while taken := backlog.take_from_fronts(1000):
+        ids += taken
+    assert len(ids) == len(set(ids)) == jobs
+    assert backlog.looks <= 1.5 * jobs / 1000 + 2
+    assert backlog.shown <= 1.8 * jobs
+
+
+def test_one_line_is_shown_to_its_end_or_one_job_further_than_needed() -> None:
+    assert front_jobs([alone(1, 5, 5000)], jobs=100) == {(1, 5): 101}
+    assert front_jobs([alone(1, 5, 50)], jobs=100) == {(1, 5): 51}
+
+
+def test_every_line_is_shown_a_turn() -> None:
+    sizes = front_jobs([alone(1, 9, 1_000_000), alone(1, 0, 1_000_000), alone(2, 0, 9)], jobs=10)
+    assert sizes == {(1, 9): 11, (1, 0): 11, (2, 0): 10}
+    sizes = front_jobs([alone(1, 9, 1_000_000), alone(1, 0, 1_000_000)], jobs=1000)
+    assert sizes[1, 0] == pytest.approx(1.25 * 100 + TURN_JOBS, abs=1)
+
+
+@given(
+    sizes=st.dictionaries(
+        st.tuples(st.integers(1, 6), st.integers(0, 9)), st.integers(1, 10**9), min_size=1, max_size=20
+    ),
+    costs=st.lists(st.integers(0, 10**6), min_size=20, max_size=20),
+    jobs=st.integers(1, 10_000),
+)
+def test_sizes_are_within_bounds_whatever_the_lines(
+    sizes: dict[tuple[int, int], int], costs: list[int], jobs: int
+) -> None:
+    lines = [
+        LineLoad(tenant, priority, [0.0, 0.5, 7.0][tenant % 3], number, number * cost)
+        for ((tenant, priority), number), cost in zip(sizes.items(), costs, strict=False)
+    ]
+    found = front_jobs(lines, jobs=jobs)
+    assert found.keys() == sizes.keys()
+    assert all(1 <= found[key] <= min(jobs, sizes[key]) + 1 for key in sizes)
