@@ -18,9 +18,6 @@ from batchyard.store.base import BulkView, ConsumerInfo, JobView, ModelVersion, 
 
 MEDIA_MSGPACK = "application/msgpack"
 
-STALE_SECONDS = 60.0
-"""After which a scaler's decision says nothing about the present any more."""
-
 Form = Literal["json", "msgpack"]
 
 _to_json = msgspec.json.Encoder().encode
@@ -140,15 +137,14 @@ def queue(load: QueueLoad, *, oldest_ms: int | None, now_ms: int) -> schemas.Que
 
 def decision(made: PoolDecision, *, now_ms: int) -> schemas.PoolScale:
     """What a scaler decided, and how long ago."""
-    age = max(0, now_ms - made.decided_at_ms) / 1000
     return schemas.PoolScale(
         pool=made.pool,
         replicas=made.replicas,
         live=made.live,
         reason=made.reason,
         decided_at=rfc3339(made.decided_at_ms),
-        age_seconds=age,
-        stale=age > STALE_SECONDS,
+        age_seconds=made.age_seconds(now_ms=now_ms),
+        stale=made.is_stale(now_ms=now_ms),
         backlog_jobs=made.backlog_jobs,
         backlog_seconds=made.backlog_seconds,
     )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from batchyard.errors import Unavailable
 from batchyard.jobs import Lane, State, format_id
+from batchyard.keda import DESIRED_REPLICAS
 from batchyard.logs import configure_logging as configure_logging  # noqa: PLC0414  the two are set up together
 from batchyard.logs import log_event as log_event  # noqa: PLC0414
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.metrics_core import Metric
 
-    from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion
+    from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision
 
 _log = logging.getLogger(__name__)
 
@@ -253,10 +254,12 @@ class _Readable(Protocol):
     def backlog(self, *, queue_ids: Sequence[int] | None = None) -> list[BacklogRow]: ...
     def oldest_queued_ms(self) -> dict[int, int]: ...
     def consumers(self) -> list[ConsumerInfo]: ...
+    def decisions(self) -> list[PoolDecision]: ...
 
 
 class StoreCollector:
-    """Shows the backlog, the ages, the consumers and what the consumers counted, read anew at every scrape."""
+    """Shows the backlog, the ages, the consumers, what these counted and what was decided about their number, read anew
+    at every scrape."""
 
     def __init__(self, store: _Readable) -> None:
         self._store = store
@@ -280,6 +283,7 @@ class StoreCollector:
         yield from _backlog(models, self._store.backlog())
         yield from _queues(models, oldest_ms=self._store.oldest_queued_ms(), now_ms=self._store.now_ms())
         yield _population(consumers)
+        yield _desired(self._store.decisions(), now_ms=self._store.now_ms())
         yield from reemit(
             (
                 {"consumer": format_id(consumer.id), "pool": consumer.pool},
@@ -350,6 +354,16 @@ def _population(consumers: Iterable[ConsumerInfo]) -> Metric:
     )
     for key, number in Tally((consumer.pool, consumer.state) for consumer in consumers).items():
         family.add_metric(key, number)
+    return family
+
+
+def _desired(decisions: Iterable[PoolDecision], *, now_ms: int) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(DESIRED_REPLICAS, "Replicas decided for a pool; absent once stale", labels=("pool",))
+    for made in decisions:
+        if not made.is_stale(now_ms=now_ms):
+            family.add_metric((made.pool,), made.replicas)
     return family
 
 

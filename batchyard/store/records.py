@@ -85,6 +85,10 @@ class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
         return loaded if isinstance(loaded, bool) else None
 
 
+STALE_SECONDS = 60.0
+"""After which a scaler's decision says nothing about the present any more."""
+
+
 class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """How many consumers a scaler wants in a pool, and why."""
 
@@ -99,6 +103,14 @@ class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """Of one consumer's time; None while a model's speed is unknown."""
     decided_at_ms: int
     """By the store's clock."""
+
+    def age_seconds(self, *, now_ms: int) -> float:
+        """By the store's clock too."""
+        return max(0, now_ms - self.decided_at_ms) / 1000
+
+    def is_stale(self, *, now_ms: int) -> bool:
+        """Whether it may be shown only, and no pool be sized by it."""
+        return self.age_seconds(now_ms=now_ms) > STALE_SECONDS
 
 
 class Renewal(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from batchyard import telemetry
 from batchyard.jobs import Lane, State
-from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion
+from batchyard.keda import DESIRED_REPLICAS
+from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision
 
 
 def shown(registry: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -145,6 +146,14 @@ class Store:
             for number, state in ((1, "ready"), (2, "dead"))
         ]
 
+    def decisions(self) -> list[PoolDecision]:
+        return [
+            PoolDecision(
+                pool=pool, replicas=4, live=1, reason="x", backlog_jobs=0, backlog_seconds=None, decided_at_ms=at
+            )
+            for pool, at in (("fresh", 10_000), ("stale", 10_000 - 61_000))
+        ]
+
 
 def test_the_store_is_read_at_a_scrape() -> None:
     registry = telemetry.new_registry()
@@ -162,3 +171,10 @@ def test_the_store_is_read_at_a_scrape() -> None:
     alive = (("consumer", "0000000000000001"), ("pool", "p"))
     assert [value for (name, labels), value in samples.items() if name == "batchyard_x"] == [1]
     assert samples["batchyard_x", alive] == 1
+
+
+def test_stale_decisions_are_withdrawn_from_a_scrape() -> None:
+    registry = telemetry.new_registry()
+    registry.register(telemetry.StoreCollector(Store()))
+    desired = {labels: value for (name, labels), value in shown(registry).items() if name == DESIRED_REPLICAS}
+    assert desired == {(("pool", "fresh"),): 4}

@@ -1,4 +1,4 @@
-"""Pools, their live consumers, and what was decided about their size."""
+"""Pools, their live consumers, and what was decided about their size; the number that KEDA asks for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from starlette.responses import Response
 
 from batchyard import rendering, schemas
+from batchyard.errors import NotFound, Unavailable
 from batchyard.jobs import format_id
+from batchyard.keda import SCALE_PATH
 from batchyard.schemas import optional_rfc3339, rfc3339
 from batchyard.store.base import ConsumerInfo
 from batchyard_producer.calls import Asked, Call, answer
@@ -42,6 +44,22 @@ async def shown_pools(services: Services) -> list[schemas.Pool]:
     ]
 
 
+async def scale(asked: Asked) -> Response:
+    """Without a fresh decision no number: KEDA then keeps what is there, and would follow a stale one down to zero."""
+    services, name = asked.services, asked.path_text("pool")
+    if name not in (known := [pool.name for pool in services.settings.pools]):
+        raise NotFound(f'there is no pool "{name[:64]}"', allowed=sorted(known))
+    made = next((made for made in await services.call(services.store.decisions) if made.pool == name), None)
+    if made is None:
+        raise Unavailable(f"nothing was decided about the pool {name} yet: no scaler has looked at it")
+    shown = rendering.decision(made, now_ms=services.store.now_ms())
+    if shown.stale:
+        raise Unavailable(
+            f"the last decision about the pool {name} is {shown.age_seconds:.0f} s old: does a scaler run?"
+        )
+    return answer(shown)
+
+
 def _consumer(info: ConsumerInfo, names: Mapping[int, str]) -> schemas.Consumer:
     return schemas.Consumer(
         id=format_id(info.id),
@@ -71,5 +89,16 @@ CALLS = (
         tag="pools",
         handler=list_pools,
         answer=schemas.PoolList,
+    ),
+    Call(
+        method="GET",
+        path=SCALE_PATH,
+        summary="How many replicas a pool should have now",
+        about="For KEDA's trigger metrics-api: `replicas`. 503 while no scaler has decided for a minute.",
+        tag="pools",
+        handler=scale,
+        scope="scale",
+        answer=schemas.PoolScale,
+        errors=(NotFound,),
     ),
 )

@@ -12,6 +12,7 @@ import pytest
 
 from batchyard.errors import Unavailable
 from batchyard.jobs import format_id
+from batchyard.keda import SCALE_PATH, SCALE_VALUE
 from batchyard.settings import ServerSettings
 from batchyard.store.base import PoolDecision
 from batchyard_producer import intake
@@ -374,16 +375,20 @@ async def test_pools_are_listed(shared_api: Served) -> None:
     ]
 
 
-async def test_a_pool_shows_the_last_decision_and_how_old_it_is(api: Served) -> None:
-    made = PoolDecision(
-        pool="local",
-        replicas=2,
+def decided(api: Served, *, pool: str = "local", replicas: int = 2, seconds_ago: int = 3) -> PoolDecision:
+    return PoolDecision(
+        pool=pool,
+        replicas=replicas,
         live=1,
         reason="40 jobs",
         backlog_jobs=40,
         backlog_seconds=12.5,
-        decided_at_ms=api.store.now_ms() - 3_000,
+        decided_at_ms=api.store.now_ms() - seconds_ago * 1000,
     )
+
+
+async def test_a_pool_shows_the_last_decision_and_how_old_it_is(api: Served) -> None:
+    made = decided(api)
     api.store.report_decision(made)
     api.store.report_decision(msgspec.structs.replace(made, pool="spot", decided_at_ms=made.decided_at_ms - 58_000))
     api.store.report_decision(msgspec.structs.replace(made, pool="no longer configured"))
@@ -399,6 +404,44 @@ async def test_a_pool_shows_the_last_decision_and_how_old_it_is(api: Served) -> 
     assert spot["decision"]["age_seconds"] > 60
     shown = (await api.get("/v1/status")).json()["pools"]
     assert [pool["decision"]["reason"] for pool in shown] == ["40 jobs", "40 jobs"]
+
+
+async def test_keda_is_told_the_replicas_that_were_decided(api: Served) -> None:
+    for pool, replicas in (("local", 3), ("spot", 0)):
+        api.store.report_decision(decided(api, pool=pool, replicas=replicas))
+
+    answers = [(await api.get(SCALE_PATH.format(pool=pool))).json() for pool in ("local", "spot")]
+
+    assert [answer[SCALE_VALUE] for answer in answers] == [3, 0]
+    assert answers[0]["reason"] == "40 jobs"
+
+
+async def test_a_number_that_may_mislead_is_not_told(api: Served) -> None:
+    path = SCALE_PATH.format(pool="local")
+    assert "no scaler" in problem(await api.get(path), 503, "unavailable")["detail"]
+    api.store.report_decision(decided(api, seconds_ago=61))
+    assert "61 s old" in problem(await api.get(path), 503, "unavailable")["detail"]
+    api.store.report_decision(decided(api, seconds_ago=50))
+    assert (await api.get(path)).status_code == 200
+
+
+async def test_the_number_of_an_unknown_pool_is_not_found(shared_api: Served) -> None:
+    path = SCALE_PATH.format(pool="nope")
+    assert problem(await shared_api.get(path), 404, "not_found")["allowed"] == ["local", "spot"]
+
+
+async def test_the_number_has_a_scope_of_its_own(serve: Serve) -> None:
+    async with serve() as api:
+        api.store.report_decision(decided(api))
+
+        async def with_key(scope: str, path: str) -> httpx.Response:
+            made = (await api.post("/v1/keys", json={"name": "x", "scopes": [scope]})).json()
+            return await api.get(path, headers={"authorization": f"Bearer {made['key']}"})
+
+        path = SCALE_PATH.format(pool="local")
+        assert (await with_key("scale", path)).json()[SCALE_VALUE] == 2
+        problem(await with_key("jobs", path), 403, "forbidden")
+        problem(await with_key("scale", "/v1/pools"), 403, "forbidden")
 
 
 async def test_status_tells_of_the_whole_system(api: Served) -> None:
@@ -493,6 +536,7 @@ async def test_where_keys_are_required_everything_but_health_and_documents_asks_
             "/v1/jobs",
             "/v1/models",
             "/v1/pools",
+            "/v1/pools/local/scale",
             "/v1/status",
             "/metrics",
             "/v1/keys",
