@@ -9,16 +9,19 @@ import click
 
 from batchyard.cli.invocation import Invocation
 from batchyard.logs import configure_logging
+from batchyard_scaler.cluster import ClusterScaler
 from batchyard_scaler.local import LocalScaler
 
 
 @click.command()
-@click.option("--local", is_flag=True, help="Run the pools' consumers as processes of this machine.")
+@click.option("--local", is_flag=True, help="Start and drain the consumers too, as processes of this machine.")
 @click.pass_obj
 def scaler(invocation: Invocation, /, *, local: bool) -> None:
-    """Start and drain consumers by backlog, between each pool's min and max. SIGTERM drains all of them."""
-    if not local:
-        raise click.UsageError("say where the consumers run: --local starts them on this machine")
+    """Decide by backlog how many consumers each pool should have, between its min and max.
+
+    The API tells the decisions to KEDA. With --local they are carried out here, and SIGTERM drains all consumers;
+    without, SIGTERM ends the scaler alone.
+    """
     settings = invocation.settings()
     configure_logging(settings.log_level)
     store = invocation.store()
@@ -26,7 +29,7 @@ def scaler(invocation: Invocation, /, *, local: bool) -> None:
     def command(pool: str) -> Sequence[str]:
         return invocation.child_command("worker", "--pool", pool)
 
-    running = LocalScaler(settings, store=store, command=command)
+    running = LocalScaler(settings, store=store, command=command) if local else ClusterScaler(settings, store=store)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     try:

@@ -9,23 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from batchyard.errors import BatchyardError
-from batchyard.jobs import Lane, State
 from batchyard.processes import Child, end_all
 from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, ModelVersion, PoolDecision
 from batchyard.telemetry import log_event
-from batchyard_scaler.local_policy import PoolState, QueueBacklog, decide, needed_now
+from batchyard_scaler.sizing import PoolSizer, Reports, look_until
 
 LOOK_SECONDS = 0.5
-REPORT_MS = 5_000
-"""How often a decision is written down while it asks for the same number."""
 DRAIN_MARGIN_SECONDS = 5.0
 """Beyond the pool's own grace, before a consumer that does not end is killed."""
 END_MARGIN_SECONDS = 1.5
 """The same when everything ends, where somebody waits: a consumer that is killed loses nothing but its lease."""
-WORK = {State.QUEUED, State.RUNNING}
-"""A job that waits for its next try is no work until it is due."""
 
 SHARED_MACHINE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """A consumer here shares its cores with the API and its like. Threads of a forward pass that spin at every barrier
@@ -47,10 +41,7 @@ class LocalPool:
         self._children: list[Child] = []
         self._leaving: dict[Child, float] = {}
         """Asked to drain → when it is killed."""
-        self._last_needed_at = time.monotonic()
-        self._last_replicas: int | None = None
-        self._loaded: set[str] = set()
-        """Versions that a consumer of ours has loaded, or tried to."""
+        self._sizer = PoolSizer(settings)
 
     def look(
         self,
@@ -62,52 +53,16 @@ class LocalPool:
     ) -> PoolDecision:
         """One round: count, decide, start or drain, and look after those that died. `now_ms` is the store's clock."""
         self._bury()
-        served = [version for version in versions if serves(self.settings, version)]
-        queues = backlogs(served, backlog, capacity=self.settings.capacity)
-        now = time.monotonic()
-        state = PoolState(
-            minimum=self.settings.min,
-            maximum=self.settings.max,
-            idle_seconds=self.settings.idle_seconds,
-            live=len(self._children),
-            idle_for_seconds=now - self._last_needed_at,
-            never_loaded=self._never_loaded(served, consumers),
-        )
-        if needed_now(state, queues) >= state.live:
-            self._last_needed_at = now
-        decision = decide(state, queues)
-        if decision.replicas != self._last_replicas:
-            log_event(
-                log,
-                "pool_scaled",
-                pool=self.settings.name,
-                before=self._last_replicas or 0,
-                replicas=decision.replicas,
-                reason=decision.reason,
-            )
-            self._last_replicas = decision.replicas
-        self._resize(decision.replicas)
-        busy = [queue for queue in queues if queue.jobs]
-        return PoolDecision(
-            pool=self.settings.name,
-            replicas=decision.replicas,
-            live=state.live,
-            reason=decision.reason,
-            backlog_jobs=sum(queue.jobs for queue in busy),
-            backlog_seconds=total_seconds(busy),
-            decided_at_ms=now_ms,
-        )
+        ready = {info.pid for info in consumers if info.state == "ready"}
+        live = len(self._children)
+        has_ready = any(child.pid in ready for child in self._children)
+        made = self._sizer.decide(versions, backlog, held=live, live=live, has_ready=has_ready, now_ms=now_ms)
+        self._resize(made.replicas)
+        return made
 
     def children(self) -> list[Child]:
         """Every process that is still there, draining or not."""
         return [*self._children, *self._leaving]
-
-    def _never_loaded(self, served: Sequence[ModelVersion], consumers: Sequence[ConsumerInfo]) -> list[str]:
-        """Versions whose schema nobody knows. Where loading failed, each scaler has it tried once more."""
-        ready = {info.pid for info in consumers if info.state == "ready"}
-        if any(child.pid in ready for child in self._children):
-            self._loaded |= {version.name for version in served}
-        return [version.name for version in served if version.digest is None and version.name not in self._loaded]
 
     def _resize(self, replicas: int) -> None:
         while len(self._children) < replicas:
@@ -153,7 +108,7 @@ class LocalScaler:
         logs = settings.state_dir / "logs"
         self._store = store
         self._pools = [LocalPool(pool, command=command(pool.name), logs=logs) for pool in settings.pools]
-        self._reported: dict[str, PoolDecision] = {}
+        self._reports = Reports(store)
         self._grace = max((pool.drain_seconds for pool in settings.pools), default=0.0) + END_MARGIN_SECONDS
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -165,16 +120,8 @@ class LocalScaler:
         self._stop.set()
 
     def run(self) -> None:
-        """Look again and again; while the database is away, everything stays as it is."""
-        is_away = False
-        while not self._stop.wait(LOOK_SECONDS):
-            try:
-                self.look()
-                is_away = False
-            except BatchyardError as error:
-                if not is_away:
-                    log_event(log, "database_away", level=logging.WARNING, problem=error.message)
-                is_away = True
+        """Keep the pools at their size until told to stop, then drain them."""
+        look_until(self._stop, self.look, every_seconds=LOOK_SECONDS)
         children = self.children()
         log_event(log, "draining", consumers=len(children))
         killed = end_all(children, grace_seconds=self._grace, hurry=self._hurry)
@@ -190,46 +137,4 @@ class LocalScaler:
         here = os.uname().nodename
         consumers = [info for info in self._store.consumers() if info.host == here]
         for pool in self._pools:
-            self._report(pool.look(versions, backlog, consumers, now_ms=self._store.now_ms()))
-
-    def _report(self, made: PoolDecision) -> None:
-        """Write a decision down where it is another number, or the last one written has aged."""
-        last = self._reported.get(made.pool)
-        if last is None or made.replicas != last.replicas or abs(made.decided_at_ms - last.decided_at_ms) >= REPORT_MS:
-            self._store.report_decision(made)
-            self._reported[made.pool] = made
-
-
-def serves(pool: PoolSettings, version: ModelVersion) -> bool:
-    return version.active and not {version.name, version.model}.isdisjoint(pool.models)
-
-
-def total_seconds(queues: Sequence[QueueBacklog]) -> float | None:
-    """Of one consumer's time; None where a speed is unknown."""
-    known = [queue.seconds for queue in queues if queue.seconds is not None]
-    return sum(known) if len(known) == len(queues) else None
-
-
-def backlogs(versions: Sequence[ModelVersion], rows: Sequence[BacklogRow], *, capacity: str) -> list[QueueBacklog]:
-    """The unfinished work of the queues that such a pool serves. A negative priority marks held jobs."""
-    lanes = (Lane.TOLERANT,) if capacity == "spot" else (Lane.FIRM, Lane.TOLERANT)
-    found = []
-    for version in versions:
-        for lane in lanes:
-            paused = lane in version.paused
-            mine = [
-                row
-                for row in rows
-                if row.queue_id == version.queue_ids[lane]
-                and row.state in WORK
-                and (row.state == State.RUNNING or (row.priority >= 0 and not paused))
-            ]
-            speed = version.seconds_per_unit
-            found.append(
-                QueueBacklog(
-                    name=f"{version.name} {lane.word}",
-                    jobs=sum(row.jobs for row in mine),
-                    seconds=None if speed is None else sum(row.cost for row in mine) * speed,
-                )
-            )
-    return found
+            self._reports.report(pool.look(versions, backlog, consumers, now_ms=self._store.now_ms()))

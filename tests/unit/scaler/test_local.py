@@ -8,43 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.jobs import Lane, State, Submission
+from batchyard.jobs import Lane, Submission
 from batchyard.processes import end_all
 from batchyard.settings import PoolSettings, Settings
-from batchyard.store.base import BacklogRow, ConsumerInfo, ModelConfig, ModelVersion, PoolDecision
+from batchyard.store.base import ConsumerInfo, ModelConfig, PoolDecision
 from batchyard.testing import memory_store
-from batchyard_scaler.local import REPORT_MS, LocalPool, LocalScaler, backlogs
+from batchyard_scaler.local import LocalPool, LocalScaler
+from batchyard_scaler.sizing import REPORT_MS
+from tests.unit.scaler.queues import row, version
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 NOW_MS = 1_700_000_000_000
 DIES = [sys.executable, "-c", "raise SystemExit(3)"]
-
-
-def version(
-    *, digest: str | None = "d", speed: float | None = None, paused: frozenset[Lane] = frozenset()
-) -> ModelVersion:
-    return ModelVersion(
-        id=1,
-        model="m",
-        version="1",
-        weight=1.0,
-        active=True,
-        default_lane=Lane.FIRM,
-        runtime="a:B",
-        digest=digest,
-        input_schema=None,
-        cost_unit="bytes",
-        units_per_byte=None,
-        seconds_per_unit=speed,
-        load_seconds=None,
-        load_error=None,
-        queue_ids={Lane.FIRM: 1, Lane.TOLERANT: 2},
-        paused=paused,
-    )
-
-
-def row(jobs: int, *, queue_id: int = 1, state: State = State.QUEUED, priority: int = 5, cost: int = 0) -> BacklogRow:
-    return BacklogRow(queue_id=queue_id, tenant_id=1, priority=priority, state=state, bucket=0, jobs=jobs, cost=cost)
 
 
 def ready(pid: int) -> ConsumerInfo:
@@ -174,31 +149,3 @@ def test_the_last_decision_of_each_pool_is_kept_fresh_in_the_store(tmp_path: Pat
     finally:
         end_all(scaler.children(), grace_seconds=2.0)
         store.close()
-
-
-def test_what_counts_as_work() -> None:
-    rows = [
-        row(1),
-        row(2, state=State.RUNNING),
-        row(4, state=State.WAITING),
-        row(8, state=State.SUCCEEDED),
-        row(16, priority=-6),
-        row(32, queue_id=2, cost=10),
-        row(64, queue_id=3),
-    ]
-
-    both = backlogs([version(speed=0.5)], rows, capacity="on_demand")
-    assert [(queue.name, queue.jobs, queue.seconds) for queue in both] == [
-        ("m@1 firm", 3, 0.0),
-        ("m@1 tolerant", 32, 5.0),
-    ]
-    [spot] = backlogs([version()], rows, capacity="spot")
-    assert (spot.jobs, spot.seconds) == (32, None)
-
-
-def test_a_paused_queue_is_no_work_but_for_what_runs() -> None:
-    rows = [row(1), row(2, state=State.RUNNING)]
-
-    firm, _ = backlogs([version(paused=frozenset({Lane.FIRM}))], rows, capacity="on_demand")
-
-    assert firm.jobs == 2

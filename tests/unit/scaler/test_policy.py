@@ -1,8 +1,8 @@
-"""How many consumers a local pool should have."""
+"""How many consumers a pool should have."""
 
 import pytest
 
-from batchyard_scaler.local_policy import PoolState, QueueBacklog, decide
+from batchyard_scaler.policy import PoolState, QueueBacklog, decide
 
 
 def pool(

@@ -1,4 +1,4 @@
-"""How many consumers a local pool should have. Pure: decides on what it is told, and never asks or acts."""
+"""How many consumers a pool should have. Pure: decides on what it is told, and never asks or acts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     maximum: int
     idle_seconds: float
     live: int
-    """Consumers starting or ready; those that drain do not count."""
+    """Replicas starting or ready; those that drain do not count."""
     idle_for_seconds: float
     """Since the pool last had work, or more than it needed."""
     never_loaded: Sequence[str] = ()
