@@ -37,7 +37,7 @@ def _why_queued(job: JobView, *, load: QueueLoad, position: int | None) -> WaitR
     name = load.version.name
     if load.is_paused:
         return WaitReason(code="paused", message=f"the queue of {name} ({load.lane.word}) is paused")
-    if job.priority < 0:
+    if job.is_held:
         return WaitReason(code="paused", message="its bulk is paused")
     if not load.ready:
         return _why_not_served(load, name=name)

@@ -52,7 +52,7 @@ def job(
         lane=load.lane.word,  # type: ignore[arg-type]
         state=view.state.word,  # type: ignore[arg-type]
         created_at=rfc3339(view.created_at_ms),
-        priority=shown_priority(view.priority),
+        priority=view.priority,
         started_at=optional_rfc3339(view.started_at_ms),
         finished_at=optional_rfc3339(view.finished_at_ms),
         deadline=optional_rfc3339(view.deadline_ms),
@@ -78,11 +78,6 @@ def job(
         error=view.error,
         result=_result(view, form=form, tensors=tensors),
     )
-
-
-def shown_priority(stored: int) -> int:
-    """A held job's priority p stands in the database as -1-p."""
-    return stored if stored >= 0 else -1 - stored
 
 
 def _result(view: JobView, *, form: Form, tensors: TensorRendering) -> msgspec.Raw | msgspec.UnsetType:

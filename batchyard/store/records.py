@@ -179,6 +179,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     custom_id: str | None
     labels: tuple[str, ...]
     redrive_of: int | None
+    is_held: bool = False
+    """Queued, and kept back because its bulk is paused."""
     cost: int | None = None
     device_us: int | None = None
     result_format: int | None = None

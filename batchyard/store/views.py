@@ -42,6 +42,7 @@ def job_view(row: Row[Any]) -> JobView:
         queue_id=row.queue_id,
         state=State(row.state),
         priority=shown_priority(row.priority),
+        is_held=row.priority < 0,
         attempt=row.attempt,
         failures=row.failures,
         crashes=row.crashes,

@@ -46,7 +46,7 @@ def test_why_nothing_claims_it(load: QueueLoad, code: str) -> None:
 
 
 def test_a_job_of_a_paused_bulk() -> None:
-    seen = outlook(job_view(priority=-6), load=SERVED, position=None, now_ms=NOW_MS)
+    seen = outlook(job_view(is_held=True), load=SERVED, position=None, now_ms=NOW_MS)
     assert seen.waits_because is not None
     assert seen.waits_because.code == "paused"
 

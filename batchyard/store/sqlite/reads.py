@@ -210,6 +210,7 @@ def _view(row: Sequence[Any], body: bytes | None, tenant_id: int) -> JobView:
         queue_id=row[1],
         state=_STATES[row[2]],
         priority=shown_priority(row[3]),
+        is_held=row[3] < 0,
         attempt=row[4],
         failures=row[5],
         crashes=row[6],

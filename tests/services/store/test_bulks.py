@@ -142,6 +142,7 @@ def test_a_pause_holds_queued_jobs_and_what_comes_back(yard: Yard) -> None:
     yard.sweep()
     assert yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0) == []
     assert yard.view(ids[2]).priority == 5, "people see the priority that was asked for"
+    assert [yard.view(number).is_held for number in ids] == [False, False, True, True]
     yard.store.release([running], owner=yard.owner)
     later = yard.submit(1, bulk_id=bulk.id)
     assert yard.store.head(yard.queue, after={}, jobs=10, urgent_before_ms=0) == []
