@@ -94,6 +94,11 @@ class ModelSettings:
     batch_budget: int | None = None
     """Cost of one forward pass, padding included; None: learned."""
     max_run_seconds: float = 300.0
+    p99_batch_seconds: float | None = None
+    """How long 99 of 100 batches take at most; where known, a consumer in a cluster is given as long to end one."""
+    memory_gib: float | None = None
+    """What it asks of its hardware class; None: not known, and not checked."""
+    gpu_memory_gib: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,6 +113,8 @@ class PoolSettings:
     """Names or `name@version`; a bare name means all its versions."""
     capacity: Literal["on_demand", "spot"] = "on_demand"
     device: str = "auto"
+    hardware: str = ""
+    """A class of `[hardware.NAME]`, for Kubernetes; without one a GPU, or none where the device is "cpu"."""
     min: int = 0
     max: int = 1
     idle_seconds: float = 60.0
@@ -115,6 +122,49 @@ class PoolSettings:
     drain_seconds: float = 20.0
     """Grace that a consumer has to finish what it holds."""
     price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareSettings:
+    """What one consumer has in a cluster. A class of machines, seen from the inside."""
+
+    name: str
+    cpus: float = 2.0
+    memory_gib: float = 8.0
+    resource: str = "nvidia.com/gpu"
+    """What a consumer takes one of: a GPU, or a slice of one, such as `nvidia.com/mig-1g.10gb`; "": neither."""
+    gpu_memory_gib: float | None = None
+    """None: as the name of a MIG slice says, else not known."""
+    accelerator: str = ""
+    """The GPU's name in the node label of the preset, such as `nvidia-l4`; "": any."""
+    node_labels: tuple[str, ...] = ()
+    """Further labels of its nodes, each KEY=VALUE."""
+    taints: tuple[str, ...] = ()
+    """Taints of its nodes to tolerate, each KEY=VALUE:EFFECT or KEY:EFFECT."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubernetesSettings:
+    """What `batchyard render` needs to know of a cluster. Nothing else reads it."""
+
+    namespace: str = "batchyard"
+    version: str = "1.35"
+    """Of Kubernetes. Below 1.33 its autoscaler ignores changes within a tenth."""
+    preset: Literal["none", "karpenter", "eks", "gke", "aks"] = "none"
+    """Whose labels and taints tell spot nodes and GPUs."""
+    image: str = "batchyard-{role}:{version}"
+    """Of each role (api, worker, scaler); `{version}` is that of the batchyard that renders."""
+    trigger: Literal["metrics-api", "external-push", "prometheus"] = "metrics-api"
+    """How KEDA hears of decisions."""
+    prometheus_url: str = ""
+    """Where KEDA asks, with the trigger `prometheus`."""
+    secret: str = "batchyard"
+    """The Secret with BATCHYARD_DATABASE__URL and BATCHYARD_BROKER__URL."""
+    env_secrets: tuple[str, ...] = ()
+    """Further Secrets whose entries become variables of the API and the consumers, such as credentials of a store."""
+    volumes: tuple[str, ...] = ()
+    """Persistent volume claims that the API and the consumers mount, each CLAIM:/PATH or CLAIM:/PATH:ro."""
+    api_replicas: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +178,8 @@ class Settings:
     queues: QueueSettings = QueueSettings()
     retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    hardware: tuple[HardwareSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
     pools: tuple[PoolSettings, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"

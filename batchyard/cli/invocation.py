@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchyard.configuration import load_settings
+from batchyard.configuration import Check, load_settings
 from batchyard.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ class Invocation:
     config: str | None = None
     state: str | None = None
 
-    def settings(self, **overrides: Any) -> Settings:
-        """The configuration, with the command's own flags on top: `settings(**{"server.bind": bind})`.
+    def settings(self, *, check: Check | None = None, **overrides: Any) -> Settings:
+        """The configuration, with the command's own flags on top: `settings(**{"server.bind": bind})`; `check` finds
+        what else is wrong with it for this command.
 
         Also makes models that stand beside the configuration file importable.
         """
-        settings = load_settings(self.config, self.state, overrides)
+        settings = load_settings(self.config, self.state, overrides, check=check)
         if settings.config_path is not None and (folder := str(settings.config_path.parent)) not in sys.path:
             sys.path.insert(0, folder)
         return settings

@@ -7,7 +7,7 @@ A setting is named by its path in the file: `server.bind`, `pools.local.max`. In
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ from batchyard.configuration.sources import Given, Path_, from_environment, from
 from batchyard.errors import ConfigurationError
 from batchyard.settings import Settings
 
-__all__ = ["CONFIG_NAME", "EXAMPLE", "load_settings", "redacted"]
+__all__ = ["CONFIG_NAME", "EXAMPLE", "Check", "load_settings", "redacted"]
+
+Check = Callable[[Settings], Iterable[tuple[str, str]]]
+"""Pairs of the setting that is at fault, by its dotted name, and the whole fault."""
 
 CONFIG_NAME = "batchyard.toml"
 STATE_NAME = ".batchyard"
@@ -40,6 +43,7 @@ def load_settings(
     state: str | os.PathLike[str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
+    check: Check | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Read, merge and check everything; raises ConfigurationError that names all faults.
@@ -47,6 +51,7 @@ def load_settings(
     `config` defaults to BATCHYARD_CONFIG, then to `batchyard.toml` in the working directory, which may be absent.
     `state` defaults to BATCHYARD_STATE, then to `state_dir` in the file, then to `.batchyard` beside the file.
     `overrides` maps names such as "server.bind" to values; None stands for "not given".
+    `check` finds what else is wrong for the purpose at hand; it is reported with the rest.
     """
     faults: list[str] = []
     path = _config_path(config, environ, faults)
@@ -56,9 +61,13 @@ def load_settings(
     given |= from_environment(environ, given, faults)
     given |= from_overrides(overrides or {})
     folder = path.parent if path is not None else Path.cwd()
-    settings = Builder(given=given, folder=folder, faults=faults).settings(
+    builder = Builder(given=given, folder=folder, faults=faults)
+    settings = builder.settings(
         state_dir=state or environ.get("BATCHYARD_STATE") or None, default_state=folder / STATE_NAME, config_path=path
     )
+    if check is not None:
+        # A refused value has its default in its place, which says nothing about what is meant.
+        faults += [fault for name, fault in check(settings) if name not in builder.refused]
     if faults:
         raise ConfigurationError(faults)
     return settings

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from batchyard.configuration.faults import fault, listed, nearest
 from batchyard.configuration.sources import SECTIONS, Given, Path_
 from batchyard.configuration.values import NAME, RULES, Refused, convert
-from batchyard.settings import ModelSettings, PoolSettings, Settings
+from batchyard.settings import HardwareSettings, ModelSettings, PoolSettings, Settings
 
 T = TypeVar("T")
 
@@ -24,13 +24,16 @@ class Builder:
     folder: Path
     """What relative paths of the file start from."""
     faults: list[str]
+    refused: set[str] = field(default_factory=set)
+    """Settings whose value was refused, as a fault names them."""
 
     def settings(
         self, *, state_dir: str | os.PathLike[str] | None, default_state: Path, config_path: Path | None
     ) -> Settings:
         sections = {name: self._section(kind, (name,), {}) for name, kind in SECTIONS.items()}
+        hardware = self._hardware()
         models = self._models()
-        pools = self._pools(models)
+        pools = self._pools(models, hardware)
         top = self._section(Settings, (), {"state_dir": default_state}, only={"log_level"})
         given_state = self.given.get(("state_dir",))
         if state_dir is not None:
@@ -46,6 +49,7 @@ class Builder:
         return Settings(
             **sections,
             state_dir=state,
+            hardware=hardware,
             models=models,
             pools=pools,
             log_level=top.log_level,
@@ -56,20 +60,20 @@ class Builder:
         """One dataclass; a value that is refused leaves the default in its place."""
         hints = get_type_hints(kind)
         values = dict(fixed)
-        for field in fields(kind):  # type: ignore[arg-type]  # every kind here is a dataclass
-            given = self.given.get((*path, field.name))
-            if field.name in fixed or (only is not None and field.name not in only):
+        for known in fields(kind):  # type: ignore[arg-type]  # every kind here is a dataclass
+            given = self.given.get((*path, known.name))
+            if known.name in fixed or (only is not None and known.name not in only):
                 continue
-            if field.name == "options":
+            if known.name == "options":
                 values["options"] = self._options(path, given)
             elif given is not None:
-                self._take(values, (*path, field.name), given, hints[field.name])
-            elif field.default is MISSING and field.default_factory is MISSING:
-                values[field.name] = ()
-                if (*path, field.name) not in self.given:
-                    self.faults.append(f"{'.'.join((*path, field.name))} is missing{_needed(path)}")
-            if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
-                values[field.name] = ()
+                self._take(values, (*path, known.name), given, hints[known.name])
+            elif known.default is MISSING and known.default_factory is MISSING:
+                values[known.name] = ()
+                if (*path, known.name) not in self.given:
+                    self.faults.append(f"{'.'.join((*path, known.name))} is missing{_needed(path)}")
+            if known.name not in values and known.default is MISSING and known.default_factory is MISSING:
+                values[known.name] = ()
         return kind(**values)
 
     def _take(self, values: dict[str, Any], path: Path_, given: Given, kind: Any) -> None:
@@ -121,15 +125,33 @@ class Builder:
             )
         if not model.source.startswith((".", "~")):
             return model
-        values = {field.name: getattr(model, field.name) for field in fields(model)}
-        return ModelSettings(**{**values, "source": os.path.normpath(self.folder / Path(model.source).expanduser())})
+        return replace(model, source=os.path.normpath(self.folder / Path(model.source).expanduser()))
 
-    def _pools(self, models: tuple[ModelSettings, ...]) -> tuple[PoolSettings, ...]:
+    def _hardware(self) -> tuple[HardwareSettings, ...]:
+        names = self._names("hardware")
+        for name in names:
+            if not NAME.fullmatch(name):
+                self.faults.append(f'hardware.{name}: a class is named by letters, digits, ".", "-" and "_"')
+        return tuple(self._section(HardwareSettings, ("hardware", name), {"name": name}) for name in names)
+
+    def _pools(
+        self, models: tuple[ModelSettings, ...], hardware: tuple[HardwareSettings, ...]
+    ) -> tuple[PoolSettings, ...]:
         names = self._names("pools")
         if not names and models:
             return (PoolSettings(name="local", models=tuple(dict.fromkeys(model.name for model in models))),)
         known = sorted({model.name for model in models} | {model.qualified for model in models})
-        return tuple(self._pool(name, known) for name in names)
+        pools = tuple(self._pool(name, known) for name in names)
+        classes = [each.name for each in hardware]
+        for pool in pools:
+            if pool.hardware and pool.hardware not in classes:
+                self._fault(
+                    ("pools", pool.name, "hardware"),
+                    self.given["pools", pool.name, "hardware"],
+                    f'"" or the name of a section [hardware.NAME]{nearest(pool.hardware, classes)}'
+                    f" (there are: {listed(classes) or 'none'})",
+                )
+        return pools
 
     def _pool(self, name: str, known: list[str]) -> PoolSettings:
         path = ("pools", name)
@@ -155,6 +177,7 @@ class Builder:
         return pool
 
     def _fault(self, path: Path_, given: Given, allowed: str) -> None:
+        self.refused.add(".".join(path))
         self.faults.append(fault(".".join(path), value=given.value, origin=given.origin, allowed=allowed))
 
 

@@ -12,6 +12,8 @@ from batchyard.configuration.faults import listed, nearest
 from batchyard.settings import (
     BrokerSettings,
     DatabaseSettings,
+    HardwareSettings,
+    KubernetesSettings,
     ModelSettings,
     PoolSettings,
     QueueSettings,
@@ -30,8 +32,13 @@ SECTIONS: Mapping[str, type[Any]] = {
     "queues": QueueSettings,
     "retention": RetentionSettings,
     "storage": StorageSettings,
+    "kubernetes": KubernetesSettings,
 }
-NAMED_SECTIONS: Mapping[str, type[Any]] = {"models": ModelSettings, "pools": PoolSettings}
+NAMED_SECTIONS: Mapping[str, type[Any]] = {
+    "hardware": HardwareSettings,
+    "models": ModelSettings,
+    "pools": PoolSettings,
+}
 TOP_LEVEL = ("log_level", "state_dir")
 
 PREFIX = "BATCHYARD_"

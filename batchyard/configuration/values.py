@@ -136,6 +136,17 @@ def matching(pattern: str, allowed: str) -> Rule:
     return rule
 
 
+def each(pattern: str, allowed: str) -> Rule:
+    compiled = re.compile(pattern)
+
+    def rule(values: Any) -> Any:
+        if not all(compiled.fullmatch(value) for value in values):
+            raise Refused(f"a list of {allowed}")
+        return values
+
+    return rule
+
+
 def bind(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -164,6 +175,11 @@ def broker_url(value: str) -> str:
 
 _URL = r"[a-z][a-z0-9+.-]*://.*"
 _SECONDS = above(0)
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_OBJECT = matching(rf"{_LABEL}(\.{_LABEL})*", "a name of Kubernetes: lower-case letters, digits, dashes and dots")
+_OBJECTS = each(rf"{_LABEL}(\.{_LABEL})*", "names of Kubernetes: lower-case letters, digits, dashes and dots")
+_VALUE = "([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?"
+_KEY = rf"({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([A-Za-z0-9._-]{{0,61}}[A-Za-z0-9])?"
 
 RULES: Mapping[str, Rule] = {
     "server.bind": bind,
@@ -192,6 +208,33 @@ RULES: Mapping[str, Rule] = {
     "models.weight": at_least(0),
     "models.batch_budget": at_least(1),
     "models.max_run_seconds": _SECONDS,
+    "models.p99_batch_seconds": _SECONDS,
+    "models.memory_gib": above(0),
+    "models.gpu_memory_gib": above(0),
+    "hardware.cpus": above(0),
+    "hardware.memory_gib": above(0),
+    "hardware.resource": matching(
+        rf"({_LABEL}(\.{_LABEL})*/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?",
+        'an extended resource, such as "nvidia.com/gpu" or "nvidia.com/mig-1g.10gb", or "" for none',
+    ),
+    "hardware.gpu_memory_gib": above(0),
+    "hardware.accelerator": matching(_VALUE, "the value of a node label"),
+    "hardware.node_labels": each(rf"{_KEY}={_VALUE}", "labels, each KEY=VALUE"),
+    "hardware.taints": each(
+        rf"{_KEY}(={_VALUE})?:(NoSchedule|PreferNoSchedule|NoExecute)",
+        "taints, each KEY=VALUE:EFFECT or KEY:EFFECT, the effect NoSchedule, PreferNoSchedule or NoExecute",
+    ),
+    "kubernetes.namespace": matching(_LABEL, "a namespace: at most 63 lower-case letters, digits and dashes"),
+    "kubernetes.version": matching(r"1\.\d{2}", 'a minor version of Kubernetes, such as "1.35"'),
+    "kubernetes.image": matching(
+        r"([^{}\s]|\{version\})*\{role\}([^{}\s]|\{version\})*",
+        'an image with "{role}" in it, and "{version}" where wanted, such as "registry.example.com/batchyard-{role}:1"',
+    ),
+    "kubernetes.prometheus_url": matching(r"(https?://.+)?", "an http or https URL"),
+    "kubernetes.secret": _OBJECT,
+    "kubernetes.env_secrets": _OBJECTS,
+    "kubernetes.volumes": each(rf"{_LABEL}(\.{_LABEL})*:/[^:]+(:ro)?", "volumes, each CLAIM:/PATH or CLAIM:/PATH:ro"),
+    "kubernetes.api_replicas": at_least(1),
     "pools.device": matching(r"auto|cpu|mps|cuda(:\d+)?", '"auto", "cpu", "mps", "cuda" or "cuda:N"'),
     "pools.min": at_least(0),
     "pools.max": at_least(1),

@@ -182,6 +182,53 @@ def test_a_fault_names_value_and_what_is_allowed(write: Write, text: str, fault:
     assert fault in "\n".join(faults_of(write(text)))
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            '[hardware.a]\nresource = "gpu"',
+            'hardware.a.resource = "gpu" (batchyard.toml): must be an extended resource',
+        ),
+        ('[hardware.a]\ntaints = ["a=b"]', "hardware.a.taints = ['a=b'] (batchyard.toml): must be a list of taints"),
+        ('[hardware.a]\nnode_labels = ["a"]', "must be a list of labels, each KEY=VALUE"),
+        ('[hardware."a/b"]', "hardware.a/b: a class is named by letters"),
+        (
+            '[kubernetes]\npreset = "karpentr"',
+            'must be one of "none", "karpenter", "eks", "gke", "aks"; did you mean "karpenter"?',
+        ),
+        ('[kubernetes]\nimage = "batchyard"', 'must be an image with "{role}" in it'),
+        ('[kubernetes]\nimage = "{role}:{tag}"', 'must be an image with "{role}" in it'),
+        ('[kubernetes]\nnamespace = "A"', "must be a namespace"),
+        ('[kubernetes]\nvolumes = ["claim:path"]', "must be a list of volumes"),
+        ('[kubernetes]\nversion = "2"', "must be a minor version of Kubernetes"),
+    ],
+)
+def test_a_cluster_is_described_in_its_own_words(write: Write, text: str, fault: str) -> None:
+    assert fault in faults_of(write(text))[0]
+
+
+def test_a_pool_names_a_class_of_hardware_that_exists(write: Write) -> None:
+    models = '[models.m]\nruntime = "a:B"\n[hardware.l4]\n'
+    assert load(write(models + '[pools.p]\nmodels = ["m"]\nhardware = "l4"')).pools[0].hardware == "l4"
+    [fault] = faults_of(write(models + '[pools.p]\nmodels = ["m"]\nhardware = "l40"'))
+    assert fault.startswith('pools.p.hardware = "l40" (batchyard.toml): must be "" or the name of a section')
+    assert 'did you mean "l4"?' in fault
+
+
+def test_what_a_command_finds_is_reported_with_the_rest_but_not_about_refused_values(write: Write) -> None:
+    path = write('[server]\nbind = "x"\n[queues]\nmax_failures = 0')
+    found = [("server.bind", "never shown"), ("broker.url", "broker.url is embedded")]
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(path, environ={}, check=lambda settings: found)
+
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == [
+        "server.bind",
+        "queues.max_failures",
+        "broker.url",
+    ]
+
+
 def test_a_misspelled_variable_is_a_fault_and_a_foreign_one_is_not(write: Write) -> None:
     path = write("")
 
