@@ -25,7 +25,8 @@ class State(IntEnum):
     """Has its result. Set by the owning consumer, fenced by owner and attempt. Terminal."""
 
     FAILED = 4
-    """Has its error. Set by the owning consumer or its supervisor, fenced. Terminal."""
+    """Has its error. Set by the owning consumer, fenced, or by the reaper for a job that ends
+    its consumers. Terminal."""
 
     CANCELLED = 5
     """Withdrawn. Set by the API while queued or waiting, by the owner or the reaper while running. Terminal."""

@@ -117,10 +117,11 @@ class JobStore(Protocol):
         """
 
     def release(
-        self, jobs: Sequence[ClaimedJob], *, owner: int, preempted: bool = False, crashed: bool = False
+        self, jobs: Sequence[ClaimedJob], *, owner: int, preempted: bool = False, suspect: bool = False
     ) -> list[int]:
         """Hand held jobs back to their queue, uncharged but for the counter named; jobs with cancel_requested become
-        CANCELLED. `crashed` also marks them suspect. Returns the ids that are queued again."""
+        CANCELLED. `suspect`: one of them may be to blame for the end of this process (see `batchyard.blame`); from now
+        on each runs alone. Returns the ids that are queued again."""
 
     def register_consumer(
         self, *, pool: str, host: str, pid: int, device: str, capacity: str, queue_ids: Sequence[int], lease_ms: int
@@ -132,6 +133,14 @@ class JobStore(Protocol):
 
     def deregister(self, owner: int) -> None:
         """Leave in order: state "gone". What it still owns goes back to its queues, as release does."""
+
+    def note_solo(self, owner: int, *, job_id: int | None) -> None:
+        """A consumer is about to run this suspect and nothing beside it, or is through with it (None): should nobody be
+        there to tell of its death, that is what it died of."""
+
+    def bury(self, owner: int, *, executing: Sequence[int], cause: str | None = None) -> bool:
+        """A consumer's process is known to have ended while it executed these jobs; `cause` is for people. Marks it
+        dead at once: `reap` does the rest. False, and nothing is changed, where it had left or was reaped before."""
 
     def report_version(
         self, version_id: int, *, digest: str, input_schema: Mapping[str, Any], cost_unit: str, load_seconds: float
@@ -166,8 +175,9 @@ class JobStore(Protocol):
     def resign(self, name: str, *, holder: int) -> None: ...
 
     def reap(self, *, limit: int) -> dict[int, list[int]]:
-        """Mark consumers whose lease is over dead, and requeue (or cancel, where asked) what dead ones own.
-        Returns queue id → job ids queued again."""
+        """Mark consumers whose lease is over dead, and requeue (or cancel, where asked) what dead ones own, charged as
+        `batchyard.blame` says: a job that has ended too many is FAILED with the code "crash_loop". Returns queue id →
+        job ids queued again."""
 
     def promote_due(self, *, limit: int) -> dict[int, list[int]]:
         """Waiting jobs whose back-off is over become queued. Returns queue id → ids."""

@@ -10,32 +10,14 @@ from batchyard.jobs import ID_STRIDE, State
 from batchyard.store.bulks import SWEEP_HELD, SWEEP_PENDING
 from batchyard.store.deltas import Deltas
 from batchyard.store.moves import Moves
-from batchyard.store.sql import IN_SWEEP, IS_QUEUED, IS_RUNNING, IS_WAITING, JOB_ROW
-from batchyard.store.tables import bulk_chunks, bulks, consumers, jobs
+from batchyard.store.sql import IN_SWEEP, IS_QUEUED, IS_WAITING, JOB_ROW
+from batchyard.store.tables import bulk_chunks, bulks, jobs
 
-_PRESENT = ("starting", "ready", "draining")
 CAN_EXPIRE = and_(jobs.c.deadline.is_not(None), or_(IS_QUEUED, IS_WAITING))
 
 
 class Chores(Moves):
-    """Reaping, promoting, expiring and sweeping. One leader at a time; two do no harm."""
-
-    def reap(self, *, limit: int) -> dict[int, list[int]]:
-        """See `JobStore.reap`."""
-        deltas = Deltas()
-        over = and_(consumers.c.state.in_(_PRESENT), consumers.c.lease_until < self.now_ms())
-        # Also of consumers that left: a claim of theirs may have committed while they were leaving.
-        away = select(consumers.c.id).where(consumers.c.state.in_(("dead", "gone")))
-        owned = select(*JOB_ROW).where(IS_RUNNING, jobs.c.owner.in_(away)).limit(limit)
-        if not self._finds(select(consumers.c.id).where(over), owned):
-            return {}
-        with self._writing() as connection:
-            now = self._database_ms(connection)
-            over = and_(consumers.c.state.in_(_PRESENT), consumers.c.lease_until < now)
-            connection.execute(consumers.update().where(over).values(state="dead"))
-            queued = self._requeue(connection, self._lock_jobs(connection, owned), deltas=deltas, now_ms=now)
-            self._record(connection, deltas)
-        return queued
+    """Promoting, expiring and sweeping. One leader at a time; two do no harm."""
 
     def promote_due(self, *, limit: int) -> dict[int, list[int]]:
         """See `JobStore.promote_due`."""

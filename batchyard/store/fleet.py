@@ -72,14 +72,14 @@ class Fleet(Moves):
             self._record(connection, deltas)
 
     def release(
-        self, held: Sequence[ClaimedJob], *, owner: int, preempted: bool = False, crashed: bool = False
+        self, held: Sequence[ClaimedJob], *, owner: int, preempted: bool = False, suspect: bool = False
     ) -> list[int]:
         """See `JobStore.release`."""
         counted: dict[str, Any] = {}
         if preempted:
             counted["preemptions"] = jobs.c.preemptions + 1
-        if crashed:
-            counted |= {"crashes": jobs.c.crashes + 1, "suspect": True}
+        if suspect:
+            counted["suspect"] = True
         by_attempt: dict[int, list[int]] = {}
         for job in held:
             by_attempt.setdefault(job.attempt, []).append(job.id)

@@ -9,10 +9,11 @@ from batchyard.store.fleet import Fleet
 from batchyard.store.ledger import Ledgers
 from batchyard.store.order import Order
 from batchyard.store.reading import Readers
+from batchyard.store.reaping import Reaping
 from batchyard.store.registry import Registry
 from batchyard.store.retention import Retention
 
 
-class SharedStore(Registry, Fleet, Order, Readers, Bulks, Editing, Chores, Retention, Ledgers):
+class SharedStore(Registry, Fleet, Order, Readers, Bulks, Editing, Reaping, Chores, Retention, Ledgers):
     """A dialect adds what `SqlStore` asks for, and `close`, `ping`, `durability`, `submit`, `claim`, `finish`,
     `release` and `fold`; it may override any other method that deserves statements of its own."""

@@ -105,6 +105,13 @@ jobs = Table(
     Column("max_failures", SmallInteger, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
     Column("suspect", Boolean, nullable=False),
+    Column(
+        "unexplained",
+        SmallInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Consumers that held it and died of nobody knows what",
+    ),
     Column("cost_estimate", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("bulk_id", BigInteger),
@@ -340,6 +347,8 @@ consumers = Table(
     Column("started_at", BigInteger, nullable=False),
     Column("ready_at", BigInteger),
     Column("lease_until", BigInteger, nullable=False),
+    Column("executing", Text, comment="JSON array: jobs that it died of, or the suspect that it runs; NULL: unknown"),
+    Column("cause", Text, comment="How its process ended, for people"),
 )
 
 leases = Table(

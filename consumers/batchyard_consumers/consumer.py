@@ -21,6 +21,7 @@ from batchyard_consumers.catalog import models_of, queues_of, versions_in
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
 from batchyard_consumers.device import Running, choose_device
 from batchyard_consumers.drain import Drain
+from batchyard_consumers.executing import open_recorder
 from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
 from batchyard_consumers.loading import Loader
 from batchyard_consumers.meter import Meter
@@ -92,6 +93,7 @@ class Consumer:
             hint=self._hint,
             on_tickets_done=source.done,
             on_crash=lambda stage, error: self.crash(f"stage {stage}: {type(error).__name__}"),
+            recorder=open_recorder(settings, store),
         )
         self.heartbeat = Heartbeat(
             store=store,
@@ -183,6 +185,7 @@ class Consumer:
         except Exception as error:  # noqa: BLE001  the process ends whatever happens
             log_event(log, "drain_failed", level=logging.ERROR, error=error)
         finally:
+            self.pipeline.executing.close()
             self._on_end(code)
 
     def _hang(self, running: Running) -> None:
@@ -202,7 +205,7 @@ class Consumer:
                 error = ErrorInfo(code="timeout", message=f"the model ran for more than {limit:g} seconds")
                 self._store.finish([Outcome(batch.jobs[0], State.FAILED, error=error)], owner=batch.owner)
             else:
-                self._store.release(batch.jobs, owner=batch.owner, crashed=True)
+                self._store.release(batch.jobs, owner=batch.owner, suspect=True)
         except BatchyardError as failed:
             log_event(log, "hang_not_recorded", level=logging.ERROR, reason=failed.message)
         self.crash("a forward pass did not end")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from batchyard.errors import RetryableModelError
 from batchyard.jobs import State
 from batchyard.model import Model
 from batchyard_consumers.channels import Channel
+from batchyard_consumers.executing import Executing
 from batchyard_consumers.failures import FailureLog, describe, is_out_of_memory
 from batchyard_consumers.held import Batch, Finished
 from batchyard_consumers.meter import Meter
@@ -26,7 +28,7 @@ class Running:
 
     batch: Batch
     since: float
-    """time.monotonic()."""
+    """time.monotonic(); infinity while it waits for a suspect to be through."""
     predicted_seconds: float | None
 
 
@@ -41,6 +43,7 @@ class Device:
         outputs: Channel[Batch],
         finished: Channel[Finished],
         retries: RetryPolicy,
+        executing: Executing,
         meter: Meter,
     ) -> None:
         self.name = name
@@ -49,6 +52,7 @@ class Device:
         self._outputs = outputs
         self._finished = finished
         self._retries = retries
+        self._executing = executing
         self._meter = meter
         self._failures = FailureLog()
 
@@ -56,18 +60,18 @@ class Device:
         """Run batches until the pools are closed (raises Closed)."""
         while True:
             batch = self._pools.next()
-            self.running = Running(
-                batch=batch,
-                since=time.monotonic(),
-                predicted_seconds=batch.served.speed.seconds_for(batch.padded_cost),
-            )
+            predicted_seconds = batch.served.speed.seconds_for(batch.padded_cost)
+            self.running = Running(batch=batch, since=math.inf, predicted_seconds=predicted_seconds)
             try:
                 self._run(batch)
             finally:
                 self.running = None
 
     def _run(self, batch: Batch) -> None:
-        error = self._forward(batch)
+        with self._executing.of(batch.owner, batch.jobs):
+            assert self.running is not None
+            self.running = replace(self.running, since=time.monotonic())
+            error = self._forward(batch)
         self._pools.charge(batch.served, seconds=batch.seconds)
         self._meter.ran(batch)
         # Past the `except` block of `_forward`, since a traceback would keep the tensors of the failed pass alive.

@@ -13,12 +13,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from batchyard.flight_recorder import FlightRecorder
 from batchyard.jobs import ClaimedJob, Outcome, State
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.claiming import Claimer, HeadReader, HeldTicket, Inbox, ServedQueue
 from batchyard_consumers.device import Device
+from batchyard_consumers.executing import Executing
 from batchyard_consumers.held import Batch, Chunk, Finished, Holding
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.persisting import MAX_ROWS, Persister
@@ -59,8 +61,11 @@ class Pipeline:
         hint: Callable[[Sequence[int]], None],
         on_tickets_done: Callable[[Sequence[HeldTicket]], None],
         on_crash: Callable[[str, BaseException], None],
+        recorder: FlightRecorder,
     ) -> None:
         self.owner = owner
+        self.executing = Executing(store, recorder)
+        self.executing.registered(owner)
         self.versions: list[Served] = list({id(queue.served): queue.served for queue in queues}.values())
         self.holding = Holding()
         self.inbox = Inbox(self.holding.changed)
@@ -89,13 +94,25 @@ class Pipeline:
             holding=self.holding,
             retries=retries,
             fetch_for=fetch_for,
+            executing=self.executing,
             meter=meter,
         )
         self.device = Device(
-            name=device, pools=self._pools, outputs=self._outputs, finished=self._finished, retries=retries, meter=meter
+            name=device,
+            pools=self._pools,
+            outputs=self._outputs,
+            finished=self._finished,
+            retries=retries,
+            executing=self.executing,
+            meter=meter,
         )
         self._postprocessor = Postprocessor(
-            outputs=self._outputs, finished=self._finished, device=self.device, retries=retries, meter=meter
+            outputs=self._outputs,
+            finished=self._finished,
+            device=self.device,
+            retries=retries,
+            executing=self.executing,
+            meter=meter,
         )
         self.persister = Persister(
             store=store, finished=self._finished, holding=self.holding, meter=meter, hint=hint, hurry=self.hurry
@@ -161,6 +178,7 @@ class Pipeline:
         for chunk in self._chunks.take_all():
             self._forget(chunk.served, chunk.jobs, was_batched=False)
         self.owner = owner
+        self.executing.registered(owner)
         for served, jobs, was_batched in self._pools.take_all(owner=owner):
             self._forget(served, jobs, was_batched=was_batched)
         self.inbox.changed.set()

@@ -9,6 +9,7 @@ from batchyard.errors import BadOutput
 from batchyard.jobs import Outcome, State
 from batchyard.results import encode_all
 from batchyard_consumers.channels import Channel
+from batchyard_consumers.executing import Executing
 from batchyard_consumers.failures import FailureLog, describe
 from batchyard_consumers.held import Batch, Finished
 from batchyard_consumers.meter import Meter
@@ -31,12 +32,14 @@ class Postprocessor:
         finished: Channel[Finished],
         device: Splitter,
         retries: RetryPolicy,
+        executing: Executing,
         meter: Meter,
     ) -> None:
         self._outputs = outputs
         self._finished = finished
         self._device = device
         self._retries = retries
+        self._executing = executing
         self._meter = meter
         self._failures = FailureLog()
 
@@ -50,7 +53,8 @@ class Postprocessor:
     def _finish(self, batch: Batch) -> None:
         started = time.perf_counter()
         try:
-            results = self._results(batch)
+            with self._executing.of(batch.owner, batch.jobs):
+                results = self._results(batch)
         except Exception as error:  # noqa: BLE001  a model may raise anything; it fails jobs, not the stage
             self._failures.note(model=batch.served.name, stage="postprocess", error=error)
             failure = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from batchyard.inputs import Validator
 from batchyard.jobs import ClaimedJob, Outcome, State
 from batchyard.payloads import Fetch, may_refer, resolve
 from batchyard_consumers.channels import Channel
+from batchyard_consumers.executing import Executing
 from batchyard_consumers.failures import FailureLog, describe
 from batchyard_consumers.held import Chunk, Finished, Holding
 from batchyard_consumers.meter import Meter
@@ -41,6 +43,7 @@ class Preparer:
         holding: Holding,
         retries: RetryPolicy,
         fetch_for: FetchFor,
+        executing: Executing,
         meter: Meter,
     ) -> None:
         self._chunks = chunks
@@ -49,6 +52,7 @@ class Preparer:
         self._holding = holding
         self._retries = retries
         self._fetch_for = fetch_for
+        self._executing = executing
         self._meter = meter
         self._failures = FailureLog()
         self.returned: list[tuple[int, Sequence[ClaimedJob]]] = []
@@ -60,21 +64,24 @@ class Preparer:
             chunk = self._chunks.take()
             if chunk is None:
                 continue
-            # A piece at a time, so that the device starts on the first while the next is prepared.
-            size = len(chunk.jobs) if chunk.served.is_plain and chunk.served.is_level else PIECE_JOBS
-            for start in range(0, len(chunk.jobs), size):
+            pieces = _pieces(chunk)
+            while pieces:
                 if self._pools.is_closed:
-                    self._return(chunk, chunk.jobs[start:])
+                    self._return(chunk, [job for piece in pieces for job in piece])
                     break
-                self._prepare(chunk, chunk.jobs[start : start + size])
+                self._prepare(chunk, pieces.popleft())
 
     def _prepare(self, chunk: Chunk, jobs: Sequence[ClaimedJob]) -> None:
         started = time.perf_counter()
         served = chunk.served
-        items = self._items(served, jobs)
-        faults = {i: item for i, item in enumerate(items) if isinstance(item, Exception)}
-        costs, cost_faults = ([1] * len(items), {}) if served.is_level else _costs(served, items)
-        faults |= cost_faults
+        if served.is_plain and served.is_level:
+            items, costs = self._items(served, jobs), [1] * len(jobs)
+            cost_faults: dict[int, Exception] = {}
+        else:
+            with self._executing.of(chunk.owner, jobs):
+                items = self._items(served, jobs)
+                costs, cost_faults = ([1] * len(items), {}) if served.is_level else _costs(served, items)
+        faults = {i: item for i, item in enumerate(items) if isinstance(item, Exception)} | cost_faults
         if faults:
             self._fail(chunk, [(jobs[i], fault) for i, fault in faults.items()])
             kept = [i for i in range(len(jobs)) if i not in faults]
@@ -141,6 +148,17 @@ class Preparer:
         for state in (State.FAILED, State.WAITING):
             self._meter.finished(chunk.served, state, sum(outcome.state is state for outcome in outcomes))
         self._finished.put(Finished(owner=chunk.owner, outcomes=outcomes))
+
+
+def _pieces(chunk: Chunk) -> deque[Sequence[ClaimedJob]]:
+    """What is prepared at a time: a little, so that the device starts on the first while the next is prepared, or all
+    where preparing runs no code of the model; and each suspect alone."""
+    if chunk.served.is_plain and chunk.served.is_level:
+        return deque([chunk.jobs])
+    suspects = [job for job in chunk.jobs if job.suspect]
+    others = [job for job in chunk.jobs if not job.suspect] if suspects else chunk.jobs
+    pieces = (others[start : start + PIECE_JOBS] for start in range(0, len(others), PIECE_JOBS))
+    return deque([*pieces, *([suspect] for suspect in suspects)])
 
 
 def decode_inputs(jobs: Sequence[ClaimedJob]) -> tuple[list[Any], bool]:

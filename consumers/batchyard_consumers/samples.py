@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,8 @@ class Lengths(Model):
 class Moody(Model):
     """Does to each input what it says: `{"do": …, "value": …}`, for tests of failure.
 
-    `echo`, `invalid`, `raise`, `busy`, `nan`, `missing` (an output too few), `vector` (a tensor of `value`), `sleep`.
+    `echo`, `invalid`, `raise`, `busy`, `nan`, `missing` (an output too few), `vector` (a tensor of `value`), `sleep`,
+    `abort` (the process).
     """
 
     def preprocess(self, inputs: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
@@ -61,6 +63,8 @@ class Moody(Model):
 
     def forward(self, items: Sequence[Any]) -> Sequence[Any]:
         deeds = {item["do"] for item in items}
+        if "abort" in deeds:
+            os.abort()
         if "raise" in deeds:
             raise ValueError("as asked")
         if "busy" in deeds:

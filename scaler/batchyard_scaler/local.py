@@ -7,8 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from batchyard.errors import Unavailable
+from batchyard.flight_recorder import flights_of, tell_of_deaths
 from batchyard.processes import Child, end_all
 from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, ModelVersion, PoolDecision
@@ -34,10 +37,13 @@ Command = Callable[[str], Sequence[str]]
 class LocalPool:
     """The consumers of one pool on this machine. Owned by one thread."""
 
-    def __init__(self, settings: PoolSettings, *, command: Sequence[str], logs: Path) -> None:
+    def __init__(
+        self, settings: PoolSettings, *, command: Sequence[str], logs: Path, on_death: Callable[[Child], None]
+    ) -> None:
         self.settings = settings
         self._command = command
         self._logs = logs
+        self._on_death = on_death
         self._children: list[Child] = []
         self._leaving: dict[Child, float] = {}
         """Asked to drain → when it is killed."""
@@ -83,6 +89,7 @@ class LocalPool:
                 log_event(
                     log, "consumer_died", level=logging.WARNING, pool=self.settings.name, news=news, tail=child.tail(5)
                 )
+                self._on_death(child)
 
     def _free_number(self) -> int:
         taken = {child.name for child in self.children()}
@@ -96,6 +103,7 @@ class LocalPool:
         for child, deadline in list(self._leaving.items()):
             if not child.is_running:
                 del self._leaving[child]
+                self._on_death(child)
             elif time.monotonic() > deadline:
                 log_event(log, "consumer_killed", level=logging.WARNING, pool=self.settings.name, pid=child.pid)
                 child.kill()
@@ -107,7 +115,10 @@ class LocalScaler:
     def __init__(self, settings: Settings, *, store: JobStore, command: Command) -> None:
         logs = settings.state_dir / "logs"
         self._store = store
-        self._pools = [LocalPool(pool, command=command(pool.name), logs=logs) for pool in settings.pools]
+        self._flights = flights_of(settings)
+        self._pools = [
+            LocalPool(pool, command=command(pool.name), logs=logs, on_death=self._tell) for pool in settings.pools
+        ]
         self._reports = Reports(store)
         self._grace = max((pool.drain_seconds for pool in settings.pools), default=0.0) + END_MARGIN_SECONDS
         self._stop = threading.Event()
@@ -125,6 +136,8 @@ class LocalScaler:
         children = self.children()
         log_event(log, "draining", consumers=len(children))
         killed = end_all(children, grace_seconds=self._grace, hurry=self._hurry)
+        for child in children:
+            self._tell(child)
         log_event(log, "drained", killed=killed)
 
     def children(self) -> list[Child]:
@@ -138,3 +151,10 @@ class LocalScaler:
         consumers = [info for info in self._store.consumers() if info.host == here]
         for pool in self._pools:
             self._reports.report(pool.look(versions, backlog, consumers, now_ms=self._store.now_ms()))
+
+    def _tell(self, child: Child) -> None:
+        """Tell of a consumer's end, so that what it held need not wait for its lease and what it died of is known; the
+        next consumer to start tells what cannot be told now. One that left in order has left nothing to tell."""
+        cause = None if child.ending else child.how_it_ended()
+        with suppress(Unavailable):
+            tell_of_deaths(self._flights, self._store, pid=child.pid, cause=cause, blames=not child.ending)

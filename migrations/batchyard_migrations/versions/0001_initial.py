@@ -146,6 +146,8 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("ready_at", sa.BigInteger(), nullable=True),
         sa.Column("lease_until", sa.BigInteger(), nullable=False),
+        sa.Column("executing", sa.Text(), nullable=True),
+        sa.Column("cause", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
@@ -239,6 +241,7 @@ def upgrade() -> None:
         sa.Column("max_failures", sa.SmallInteger(), nullable=False),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("suspect", sa.Boolean(), nullable=False),
+        sa.Column("unexplained", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("cost_estimate", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("bulk_id", sa.BigInteger(), nullable=True),

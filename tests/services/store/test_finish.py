@@ -128,12 +128,12 @@ def test_retries_keep_the_last_error_until_a_result_takes_its_place(yard: Yard) 
 
 def test_release_hands_back_uncharged_but_for_what_is_named(yard: Yard) -> None:
     ids = yard.submit(3)
-    plain, preempted, crashed = yard.claim(ids)
+    plain, preempted, suspect = yard.claim(ids)
     assert yard.store.release([plain], owner=yard.owner) == [plain.id]
     assert yard.store.release([preempted], owner=yard.owner, preempted=True) == [preempted.id]
-    assert yard.store.release([crashed], owner=yard.owner, crashed=True) == [crashed.id]
+    assert yard.store.release([suspect], owner=yard.owner, suspect=True) == [suspect.id]
     views = [yard.view(job_id) for job_id in ids]
-    assert [(view.failures, view.preemptions, view.crashes) for view in views] == [(0, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert [(view.failures, view.preemptions, view.crashes) for view in views] == [(0, 0, 0), (0, 1, 0), (0, 0, 0)]
     assert [job.suspect for job in yard.claim(ids)] == [False, False, True]
 
 

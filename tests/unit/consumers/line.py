@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from batchyard import results
+from batchyard.flight_recorder import FlightRecorder
 from batchyard.jobs import ClaimedJob, Lane, State, Submission
 from batchyard.model import Model
 from batchyard.payloads import fetch_from
@@ -68,6 +69,7 @@ class Line:
             hint=self.hinted.extend,
             on_tickets_done=self.done.extend,
             on_crash=lambda stage, error: self.crashes.append(f"{stage}: {error!r}"),
+            recorder=FlightRecorder(None),
         )
 
     def register(self, *, lease_ms: int = 60_000) -> int:

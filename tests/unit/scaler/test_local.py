@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from batchyard.flight_recorder import flights_of
 from batchyard.jobs import Lane, Submission
-from batchyard.processes import end_all
+from batchyard.processes import Child, end_all
 from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import ConsumerInfo, ModelConfig, PoolDecision
 from batchyard.testing import memory_store
@@ -43,13 +44,19 @@ MakePool = Callable[..., LocalPool]
 
 
 @pytest.fixture
-def make_pool(tmp_path: Path) -> Iterator[MakePool]:
+def deaths() -> list[Child]:
+    """Consumers whose end was told of."""
+    return []
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path, deaths: list[Child]) -> Iterator[MakePool]:
     made: list[LocalPool] = []
 
     def make(command: list[str], **settings: float) -> LocalPool:
         options: Mapping[str, float] = {"max": 2, "idle_seconds": 0.0, "drain_seconds": 5.0, **settings}
         pool = PoolSettings(name="local", models=("m",), **options)  # type: ignore[arg-type]
-        made.append(LocalPool(pool, command=command, logs=tmp_path))
+        made.append(LocalPool(pool, command=command, logs=tmp_path, on_death=deaths.append))
         return made[-1]
 
     yield make
@@ -146,6 +153,54 @@ def test_the_last_decision_of_each_pool_is_kept_fresh_in_the_store(tmp_path: Pat
         store.submit([Submission(tenant_id=1, queue_id=model.queue_ids[Lane.FIRM], inputs=[b"1"], costs=[1])])
         decision = local()
         assert (decision.replicas, decision.backlog_jobs, decision.decided_at_ms) == (1, 1, now_ms)
+    finally:
+        end_all(scaler.children(), grace_seconds=2.0)
+        store.close()
+
+
+def test_every_end_is_told_of_once(make_pool: MakePool, deaths: list[Child]) -> None:
+    pool = make_pool(DIES, min=1, max=1)
+    pool.look([version()], [], [], now_ms=NOW_MS)
+    [child] = pool.children()
+    assert child.wait(10)
+    assert deaths == []
+    for _ in range(3):
+        pool.look([version()], [], [], now_ms=NOW_MS)
+    assert deaths == [child]
+
+
+ABORTS = """
+import os, pathlib, sys
+from batchyard.flight_recorder import FlightRecorder
+recorder = FlightRecorder(pathlib.Path(sys.argv[1]))
+recorder.registered(int(sys.argv[2]))
+recorder.begin(0, owner=int(sys.argv[2]), ids=[int(sys.argv[3])])
+os.abort()
+"""
+
+
+def test_what_a_consumer_died_of_is_known_before_its_lease_is_over(tmp_path: Path) -> None:
+    store = memory_store()
+    [model] = store.sync_models([ModelConfig(model="m", version="1", runtime="a:B")])
+    queue_id = model.queue_ids[Lane.FIRM]
+    [accepted] = store.submit([Submission(tenant_id=1, queue_id=queue_id, inputs=[b"1"], costs=[1])])
+    assert not isinstance(accepted, Exception)
+    [job_id] = accepted.ids
+    owner = store.register_consumer(
+        pool="p", host="h", pid=1, device="cpu", capacity="on_demand", queue_ids=[queue_id], lease_ms=600_000
+    )
+    store.claim([(queue_id, [job_id])], owner=owner)
+    settings = Settings(state_dir=tmp_path, pools=(PoolSettings(name="p", models=("m",), min=1),))
+    program = [sys.executable, "-c", ABORTS, str(flights_of(settings)), str(owner), str(job_id)]
+    scaler = LocalScaler(settings, store=store, command=lambda _: program)
+    try:
+        scaler.look()
+        [child] = scaler.children()
+        assert child.wait(20)
+        scaler.look()
+        assert store.reap(limit=10) == {queue_id: [job_id]}
+        [view] = store.get_jobs([job_id], tenant_id=1)
+        assert view.crashes == 1
     finally:
         end_all(scaler.children(), grace_seconds=2.0)
         store.close()

@@ -1,0 +1,111 @@
+"""What this process is executing now, written down for the case that it dies of it; and suspects run alone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from batchyard.errors import Unavailable
+from batchyard.flight_recorder import SLOTS, FlightRecorder, flights_of, tell_of_deaths
+from batchyard.jobs import ClaimedJob
+from batchyard.settings import Settings
+from batchyard.store.base import JobStore
+from batchyard.telemetry import log_event
+
+log = logging.getLogger(__name__)
+
+
+class Executing:
+    """Every stage runs a model's code inside `of`. Thread-safe; a thread runs one thing at a time.
+
+    While a suspect is inside, nobody else is, so that there is no doubt about whose fault the end of the process is.
+    """
+
+    def __init__(self, store: JobStore, recorder: FlightRecorder) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._slots: dict[int, int] = {}
+        """Thread → slot of the record."""
+        self._turn = threading.Condition()
+        self._inside = 0
+        self._alone = False
+        """A suspect is inside."""
+        self._suspects_waiting = 0
+        """They go first: otherwise stages that are never idle at once would keep them out for ever."""
+        self._noted: tuple[int, int] | None = None
+        """Owner and job of the last `note_solo`. Guarded, as all of this, by `_turn`."""
+
+    def registered(self, owner: int) -> None:
+        """Under whose name jobs are claimed from now on."""
+        self._recorder.registered(owner)
+
+    def close(self) -> None:
+        """The process ends in order."""
+        self._recorder.close()
+
+    @contextmanager
+    def of(self, owner: int, jobs: Sequence[ClaimedJob]) -> Iterator[None]:
+        """Around a model's code. A suspect comes by itself; wait for its turn."""
+        is_suspect = len(jobs) == 1 and jobs[0].suspect
+        slot = self._enter(owner, jobs[0].id if is_suspect else None)
+        self._recorder.begin(slot, owner=owner, ids=[job.id for job in jobs])
+        try:
+            yield
+        finally:
+            self._recorder.end(slot)
+            self._leave()
+
+    def _enter(self, owner: int, suspect: int | None) -> int:
+        """Wait for the turn; returns this thread's slot of the record."""
+        with self._turn:
+            if suspect is None:
+                while self._alone or self._suspects_waiting:
+                    self._turn.wait()
+                if self._noted is not None:
+                    self._note(None)
+            else:
+                self._suspects_waiting += 1
+                try:
+                    while self._inside:
+                        self._turn.wait()
+                finally:
+                    self._suspects_waiting -= 1
+                if self._noted != (owner, suspect):
+                    self._note((owner, suspect))
+                self._alone = True
+            self._inside += 1
+            return self._slots.setdefault(threading.get_ident(), len(self._slots) % SLOTS)
+
+    def _leave(self) -> None:
+        with self._turn:
+            self._inside -= 1
+            self._alone = False
+            if not self._inside:
+                self._turn.notify_all()
+
+    def _note(self, noted: tuple[int, int] | None) -> None:
+        """Tell the database, for the case that nobody is left to read the record."""
+        owner = (noted or self._noted or (0, 0))[0]
+        try:
+            self._store.note_solo(owner, job_id=None if noted is None else noted[1])
+            self._noted = noted
+        except Unavailable as away:
+            log_event(log, "suspect_not_noted", level=logging.WARNING, reason=away.message)
+
+
+def open_recorder(settings: Settings, store: JobStore) -> FlightRecorder:
+    """This process's record in the state folder, after what those before it left there has been told.
+
+    Where there is no writing to the folder nothing outlives the process, and deaths stay unexplained.
+    """
+    folder = flights_of(settings)
+    try:
+        buried = tell_of_deaths(folder, store)
+        if buried:
+            log_event(log, "deaths_told", consumers=buried)
+        return FlightRecorder(folder)
+    except (OSError, Unavailable) as error:
+        log_event(log, "no_flight_recorder", level=logging.WARNING, folder=str(folder), reason=str(error))
+        return FlightRecorder(None)
