@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 from batchyard.errors import InvalidRequest, TooLarge, Unavailable
 from batchyard.schemas import MAX_WAIT_SECONDS
+from batchyard_producer.connections import answer_at_once
 from batchyard_producer.problems import Headers, Send
 
 Receive = Callable[[], Awaitable[Any]]
@@ -190,8 +191,10 @@ class Request:
 
     async def answer(self, status: int, body: bytes, headers: Headers = JSON_HEADERS) -> None:
         self.status = status
-        length = (b"content-length", b"%d" % len(body))
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
+        if answer_at_once(self._send, status, headers, body):
+            return
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def begin(self, status: int, headers: Headers) -> None:

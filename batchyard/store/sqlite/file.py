@@ -68,6 +68,7 @@ class SqliteFile:
         )
         self._idle_readers: deque[Handle] = deque()
         self._writer: Handle | None = None
+        self._is_durable = True
         if dbapi2.sqlite_version_info < SOUND_VERSION:
             log_event(log, "sqlite_version", level=logging.WARNING, found=dbapi2.sqlite_version, sound=SOUND_VERSION)
         if path is not None:
@@ -102,13 +103,18 @@ class SqliteFile:
         return self._writer
 
     @contextmanager
-    def writing(self) -> Iterator[Handle]:
-        """The writer inside one transaction, committed at the end and rolled back on any error."""
+    def writing(self, *, is_durable: bool = True) -> Iterator[Handle]:
+        """The writer inside one transaction, committed at the end and rolled back on any error.
+
+        Unless `is_durable`, a commit does not wait for the disk: it survives any end of the process, and where the
+        machine goes down it may be undone, never without all commits after it, nor a durable one before it.
+        """
         with self._turn, self._errors():
             if self._turn_file is not None:
                 fcntl.flock(self._turn_file, fcntl.LOCK_EX)
             try:
                 handle = self._the_writer()
+                self._sync(handle, is_durable)
                 handle.raw.execute("BEGIN IMMEDIATE")
                 try:
                     yield handle
@@ -121,6 +127,12 @@ class SqliteFile:
             finally:
                 if self._turn_file is not None:
                     fcntl.flock(self._turn_file, fcntl.LOCK_UN)
+
+    def _sync(self, handle: Handle, is_durable: bool) -> None:
+        """Held under `_turn`. In a write-ahead log, NORMAL leaves the flush at a commit out, and nothing else."""
+        if is_durable != self._is_durable:
+            handle.raw.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
+            self._is_durable = is_durable
 
     @contextmanager
     def reading(self, *, snapshot: bool = True) -> Iterator[Handle]:

@@ -92,7 +92,7 @@ class SqliteStore(Reads):
 
     def durability(self) -> str:
         """See `JobStore.durability`."""
-        return "none: sqlite in memory" if self._file.path is None else "sqlite wal synchronous=FULL"
+        return "none: sqlite in memory" if self._file.path is None else "sqlite wal synchronous=FULL, claims NORMAL"
 
     # --- what the shared statements ask for ---
 
@@ -160,7 +160,8 @@ class SqliteStore(Reads):
             by_queue.setdefault(queue_id, []).append(sorted(ids))
         builders: list[Callable[[], list[ClaimedJob]]] = []
         deltas = Deltas()
-        with self._file.writing() as handle:
+        # Where the machine goes down the consumer does too, and an undone claim leaves the job queued as it was.
+        with self._file.writing(is_durable=False) as handle:
             now_ms = self._clock()
             lease_until, paused, held_bulks = handle.raw.execute(claims.PERMIT, (owner,)).fetchone()
             if lease_until is None or lease_until <= now_ms:

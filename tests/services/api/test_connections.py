@@ -4,12 +4,14 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import httpx
 import pytest
 
 from batchyard.testing import memory_store
-from batchyard_producer import connections
-from batchyard_producer.connections import MAX_HEAD_BYTES
+from batchyard_producer import connections, intake
+from batchyard_producer.connections import MAX_HEAD_BYTES, answer_at_once
 from tests.services.api.yard import Yard, serving
 
 PATIENCE_SECONDS = 0.5
@@ -134,6 +136,28 @@ def test_what_follows_a_refusal_is_read_for_a_moment_only(yard: Yard) -> None:
         client.sendall(b"POST /v1/models/echo/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000000\r\n\r\n{")
         assert client.recv(65536).startswith(b"HTTP/1.1 413")
         send_until_cut_off(client, b"x", pause_seconds=PATIENCE_SECONDS / 20)
+
+
+def test_an_answer_in_one_piece_reads_as_one_by_uvicorn(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An echo model's job, a replay of it, and a key that was used with another body."""
+    answers: list[list[tuple[int, dict[str, str], bytes]]] = []
+    calls = []
+
+    def counted(*given: Any) -> bool:
+        calls.append(answer_at_once(*given))
+        return calls[-1]
+
+    for at_once in (counted, lambda *_: False):
+        monkeypatch.setattr(intake, "answer_at_once", at_once)
+        with httpx.Client(base_url=yard.url) as client:
+            one = client.post("/v1/models/echo/jobs", json={"input": {"n": 1}}, headers={"idempotency-key": "same"})
+            other = client.post("/v1/models/echo/jobs", json={"input": {"n": 2}}, headers={"idempotency-key": "same"})
+            shown = client.get(one.headers["location"])
+            answers.append([(r.status_code, dict(r.headers) | {"date": ""}, r.content) for r in (one, other, shown)])
+    assert answers[0][1:] == answers[1][1:]
+    first, replay = answers[0][0], answers[1][0]
+    assert (first[0], first[1].keys()) == (replay[0], replay[1].keys())
+    assert calls.count(True) >= 2
 
 
 def test_what_is_no_request_is_told_so(yard: Yard) -> None:

@@ -70,6 +70,20 @@ def test_a_writer_that_takes_no_turns_is_waited_for_and_then_refused(
     store.close()
 
 
+def test_only_a_claim_may_be_undone_by_a_power_cut(yard: Yard) -> None:
+    raw = _raw(yard)
+    yard.run(yard.submit(1))  # registers a consumer
+    said: list[str] = []
+    raw.set_trace_callback(said.append)
+    (job,) = yard.submit(1)
+    claimed = yard.claim([job])
+    yard.finish([succeeded(claimed[0])])
+    raw.set_trace_callback(None)
+    levels = [word for word in said if word.startswith(("PRAGMA synchronous", "COMMIT"))]
+    assert levels == ["COMMIT", "PRAGMA synchronous = NORMAL", "COMMIT", "PRAGMA synchronous = FULL", "COMMIT"]
+    assert raw.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
 def test_a_closed_store_says_so(path: Path) -> None:
     store = SqliteStore(path)
     yard = Yard(store)
