@@ -30,13 +30,19 @@ OWN = {
 }
 """Command → where it is; imported only when asked for."""
 
-OF_COMPONENTS = {"api": "producer", "worker": "consumers", "check": "consumers", "scaler": "scaler"}
+OF_COMPONENTS = {
+    "api": "producer",
+    "worker": "consumers",
+    "check": "consumers",
+    "scaler": "scaler",
+    "render": "scaler",
+}
 """Command of a component → the extra that brings it."""
 
 MAINSTAYS = {
     "producer": ("sqlalchemy", "kombu", "uvicorn"),
     "consumers": ("sqlalchemy", "celery", "torch"),
-    "scaler": ("sqlalchemy", "prometheus_client"),
+    "scaler": ("sqlalchemy", "prometheus_client", "yaml"),
 }
 """Extra → packages by which it is known to be there."""
 

@@ -41,6 +41,7 @@ NEEDED = {
     "worker --pool local": "consumers",
     "check": "consumers",
     "scaler --local": "scaler",
+    "render": "scaler",
     "migrate": "producer",
     "keys list": "producer",
     "tenants list": "producer",

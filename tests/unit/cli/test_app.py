@@ -123,6 +123,7 @@ def test_a_command_of_a_component_that_is_not_installed_names_the_extra(monkeypa
         (["worker", "--pool", "local"], "torch", "consumers"),
         (["check"], "torch", "consumers"),
         (["scaler", "--local"], "sqlalchemy", "scaler"),
+        (["render"], "yaml", "scaler"),
     ],
 )
 def test_a_missing_package_is_named_as_its_extra_before_anything_is_done(

@@ -1,0 +1,1 @@
+"""From a configuration to Kubernetes manifests. Pure, but for `command` and `folder`."""

@@ -1,0 +1,90 @@
+"""All manifests of a configuration, as documents and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from batchyard.settings import Settings
+from batchyard_scaler.render.keda import has_tolerance
+from batchyard_scaler.render.objects import Document, object_name
+from batchyard_scaler.render.pools import pool_documents
+from batchyard_scaler.render.services import (
+    api_documents,
+    migration_documents,
+    scaler_documents,
+    shared_documents,
+)
+
+MARK = "# Made by `batchyard render`"
+HEADER = f"{MARK}: change batchyard.toml and render again, or patch this with an overlay of kustomize.\n"
+
+
+def manifests(settings: Settings, *, release: str) -> dict[str, list[Document]]:
+    """File name → its documents, of settings in which `find_faults` finds none; the same for the same settings.
+
+    `release` is the version of batchyard that images are named by.
+    """
+    image = settings.kubernetes.image.replace("{version}", release)
+    settings = dataclasses.replace(settings, kubernetes=dataclasses.replace(settings.kubernetes, image=image))
+    files = {
+        "config.yaml": shared_documents(settings),
+        "migrate.yaml": migration_documents(settings),
+        "api.yaml": api_documents(settings),
+        "scaler.yaml": scaler_documents(settings),
+        **{f"pool-{object_name(pool)}.yaml": pool_documents(settings, pool) for pool in settings.pools},
+    }
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": list(files),
+    }
+    return {**files, "kustomization.yaml": [kustomization]}
+
+
+def notes(settings: Settings) -> list[str]:
+    """What the reader of the manifests should know and no document can say."""
+    found = []
+    if settings.kubernetes.trigger == "external-push":
+        found.append("this version of batchyard does not serve the trigger external-push: KEDA will find nobody there")
+    if not has_tolerance(settings):
+        found.append(
+            f"Kubernetes {settings.kubernetes.version} ignores changes of a pool within a tenth, as from 10 to 11"
+        )
+    return found
+
+
+def as_text(documents: Sequence[Document]) -> str:
+    """YAML that every reader of Kubernetes takes alike."""
+    return HEADER + "---\n".join(yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=120) for each in documents)
+
+
+def as_texts(files: Mapping[str, Sequence[Document]]) -> dict[str, str]:
+    return {name: as_text(documents) for name, documents in files.items()}
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
+    """Lists indented, texts of several lines as blocks, nothing repeated by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quoted where some reader may see a number, a date or a truth in it: the versions of YAML differ in that."""
+    style = None
+    if "\n" in text:
+        style = "|"
+    elif not re.match("/|[A-Za-z].", text):
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _string)
