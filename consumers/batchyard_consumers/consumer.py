@@ -26,6 +26,7 @@ from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
 from batchyard_consumers.loading import Loader
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.pipeline import Pipeline
+from batchyard_consumers.pod import Pod, PodMark
 from batchyard_consumers.retries import RetryPolicy
 from batchyard_consumers.served import Served
 from batchyard_consumers.watchdog import Watchdog
@@ -63,7 +64,9 @@ class Consumer:
         broker: Broker,
         source: TicketSource,
         on_end: Callable[[int], None],
+        pod: Pod | None = None,
     ) -> None:
+        """`pod` is the one that it runs in, if any."""
         self.pool = pool
         self.settings = settings
         self.device_name = choose_device(pool.device)
@@ -103,6 +106,7 @@ class Consumer:
             stats=self.stats,
             beat=self._beat,
         )
+        self._pod = pod
         self._watchdog = Watchdog(
             self.pipeline,
             waiting_tickets=self._waiting_tickets,
@@ -141,6 +145,9 @@ class Consumer:
         self.pipeline.start()
         for name, body in (("heartbeat", self.heartbeat.run), ("loader", self._loader.run)):
             self.pipeline.spawn(name, body)
+        if self._pod is not None:
+            mark = PodMark(self._pod, is_busy=lambda: self.pipeline.holding.jobs > 0, stopping=self._stopping)
+            self.pipeline.spawn("pod-mark", mark.run)
 
     def stats(self) -> dict[str, Any]:
         """What the heartbeat and remote control tell."""

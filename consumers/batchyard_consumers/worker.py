@@ -33,6 +33,7 @@ from batchyard.ticketing import FIRST_PREFETCH, ticket_jobs
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
 from batchyard_consumers.consumer import Consumer
 from batchyard_consumers.heartbeat import PATH_SECONDS_PER_JOB
+from batchyard_consumers.pod import own_pod
 from batchyard_consumers.served import Served
 
 PREFETCH_SECONDS = 0.5
@@ -284,7 +285,15 @@ def run_worker(settings: Settings, pool: PoolSettings, *, store: JobStore, url: 
     _register_commands(tickets)
     controller = _controller(app, pool)
     goodbye = _Goodbye(tickets)
-    tickets.consumer = Consumer(settings, pool, store=store, broker=Broker(url), source=tickets, on_end=goodbye.say)
+    tickets.consumer = Consumer(
+        settings,
+        pool,
+        store=store,
+        broker=Broker(url),
+        source=tickets,
+        on_end=goodbye.say,
+        pod=own_pod(os.environ),
+    )
     _install_signals(tickets)
     tickets.consumer.start()
     controller.start()
