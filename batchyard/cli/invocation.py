@@ -24,7 +24,7 @@ class Invocation:
     config: str | None = None
     state: str | None = None
 
-    def settings(self, *, check: Check | None = None, **overrides: Any) -> Settings:
+    def settings(self, check: Check | None = None, /, **overrides: Any) -> Settings:
         """The configuration, with the command's own flags on top: `settings(**{"server.bind": bind})`; `check` finds
         what else is wrong with it for this command.
 

@@ -32,7 +32,7 @@ def render(invocation: Invocation, /, *, out: Path) -> None:
     need to know of the cluster stands in the sections [kubernetes] and [hardware.NAME]. Secrets are named, not written.
     The same configuration gives the same files.
     """
-    settings = invocation.settings(check=find_faults)
+    settings = invocation.settings(find_faults)
     files = as_texts(manifests(settings, release=metadata.version("batchyard")))
     write(out, files)
     click.echo(_what_next(settings, out, len(files)))
