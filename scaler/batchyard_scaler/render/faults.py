@@ -54,7 +54,7 @@ def _servers(settings: Settings) -> Iterator[Fault]:
     if broker.url == "embedded" or broker.url.startswith("redis+socket:"):
         yield _fault(
             "broker.url",
-            f'= "{broker.url}" is a broker of one machine, and pods are on many: set "redis://HOST:PORT/0" or '
+            f'= "{redacted(broker.url)}" is a broker of one machine, and pods are on many: set "redis://HOST:PORT/0" or '
             f'"amqp://HOST//" ({there})',
         )
     if server.port == 0:

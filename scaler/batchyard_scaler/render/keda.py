@@ -57,13 +57,16 @@ def trigger_authentication(settings: Settings) -> Document:
     )
 
 
-def has_tolerance(settings: Settings) -> bool:
-    """Whether this version of Kubernetes lets a single autoscaler do without tolerance."""
-    return int(settings.kubernetes.version.partition(".")[2]) >= 33
+TOLERANCE_SINCE, TOLERANCE_BY_DEFAULT_SINCE = 33, 35
+"""Minor versions of Kubernetes in which a single autoscaler may do without tolerance: by a feature gate, and at all."""
+
+
+def minor_version(settings: Settings) -> int:
+    return int(settings.kubernetes.version.partition(".")[2])
 
 
 def _behavior(settings: Settings, pool: PoolSettings) -> Document:
-    exact = {"tolerance": 0} if has_tolerance(settings) else {}
+    exact = {"tolerance": 0} if minor_version(settings) >= TOLERANCE_SINCE else {}
     return {
         "scaleUp": {
             "stabilizationWindowSeconds": 0,

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from batchyard.settings import Settings
-from batchyard_scaler.render.keda import has_tolerance
+from batchyard_scaler.render.keda import TOLERANCE_BY_DEFAULT_SINCE, TOLERANCE_SINCE, minor_version
 from batchyard_scaler.render.objects import Document, object_name
 from batchyard_scaler.render.pools import pool_documents
 from batchyard_scaler.render.services import (
@@ -51,9 +51,12 @@ def notes(settings: Settings) -> list[str]:
     found = []
     if settings.kubernetes.trigger == "external-push":
         found.append("this version of batchyard does not serve the trigger external-push: KEDA will find nobody there")
-    if not has_tolerance(settings):
+    if minor_version(settings) < TOLERANCE_BY_DEFAULT_SINCE:
+        gate = (
+            " without the feature gate HPAConfigurableTolerance" if minor_version(settings) >= TOLERANCE_SINCE else ""
+        )
         found.append(
-            f"Kubernetes {settings.kubernetes.version} ignores changes of a pool within a tenth, as from 10 to 11"
+            f"Kubernetes {settings.kubernetes.version}{gate} ignores changes of a pool within a tenth, as from 10 to 11"
         )
     return found
 

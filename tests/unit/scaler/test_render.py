@@ -71,7 +71,10 @@ def test_an_older_autoscaler_is_not_told_of_tolerance_and_the_reader_is(tmp_path
     behavior = scaled(tmp_path, text)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert "tolerance" not in behavior["scaleUp"] | behavior["scaleDown"]
     [note] = notes(settings_of(tmp_path, text))
-    assert "from 10 to 11" in note
+    assert note.startswith("Kubernetes 1.32 ignores changes")
+    [note] = notes(settings_of(tmp_path, text.replace("1.32", "1.34")))
+    assert note.startswith("Kubernetes 1.34 without the feature gate HPAConfigurableTolerance ignores changes")
+    assert "tolerance" in str(scaled(tmp_path, text.replace("1.32", "1.33")))
     assert notes(settings_of(tmp_path, FLEET + KARPENTER)) == []
 
 
