@@ -54,8 +54,8 @@ def _servers(settings: Settings) -> Iterator[Fault]:
     if broker.url == "embedded" or broker.url.startswith("redis+socket:"):
         yield _fault(
             "broker.url",
-            f'= "{redacted(broker.url)}" is a broker of one machine, and pods are on many: set "redis://HOST:PORT/0" or '
-            f'"amqp://HOST//" ({there})',
+            f'= "{redacted(broker.url)}" is a broker of one machine, and pods are on many: set "redis://HOST:PORT/0" '
+            f'or "amqp://HOST//" ({there})',
         )
     if server.port == 0:
         yield _fault("server.bind", f'= "{server.bind}" leaves the port open, which others need to know: set one')
