@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 
 from tests.benchmarks import bulk, depth, imports, latency, minilm, peers, single
+from tests.benchmarks.cpu import calibrate
 from tests.benchmarks.report import Measurement, Row
 
 
@@ -119,7 +120,9 @@ def _side_by_side(subjects: dict[str, Callable[[], Measurement]], *, rounds: int
     measured: dict[str, list[Measurement]] = {name: [] for name in subjects}
     for _ in range(rounds):
         for name, subject in subjects.items():
+            before = calibrate()
             measured[name].append(subject())
+            measured[name][-1].extra["calibration_ms"] = (before + calibrate()) / 2
     rows = [Row(name=name, rounds=found) for name, found in measured.items()]
     for row in rows:
         yield from row.lines(baseline=rows[0])

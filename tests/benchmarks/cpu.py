@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +46,15 @@ class CpuMeter:
                 except psutil.NoSuchProcess:
                     continue
         return found
+
+
+def calibrate() -> float:
+    """Milliseconds of CPU that a plain loop takes now: where it takes longer, so does everything else."""
+    began = time.process_time()
+    total = 0
+    for number in range(2_000_000):
+        total += number
+    return (time.process_time() - began) * 1e3
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -17,7 +17,10 @@ from tests.servers.processes import free_port, running, server_folder
 
 ROOT = Path(__file__).parents[2]
 NOOP = '[models.noop]\nruntime = "tests.benchmarks.models:NoOp"\n'
-DURABILITY = {"sqlite": "sqlite wal, synchronous=FULL (claims: NORMAL)", "postgres": "postgres, synchronous_commit=on, fsync=on"}
+DURABILITY = {
+    "sqlite": "sqlite wal, synchronous=FULL (claims: NORMAL)",
+    "postgres": "postgres, synchronous_commit=on, fsync=on",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
