@@ -10,9 +10,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence, Si
 from typing import Any, Literal, TypeVar, Unpack
 
 from batchyard import schemas
-from batchyard.sdk import calls
+from batchyard.sdk import calls, redriving
 from batchyard.sdk.async_mapping import AsyncResults
-from batchyard.sdk.calls import Options
+from batchyard.sdk.calls import Options, Which
 from batchyard.sdk.facts import BulkFacts, JobFacts
 from batchyard.sdk.http import AsyncHttp, Endpoint, adrive, aperform
 from batchyard.sdk.mapping import MAX_IN_FLIGHT, Flow, Handing, map_chunk_size, prepare
@@ -103,26 +103,35 @@ class AsyncClient:
         steps = calls.lookup(wanted, wait_seconds=wait, until=until, patience=self._patience())
         return [AsyncJob(self, record) for record in await self._run(steps)]
 
-    async def jobs(
-        self,
-        *,
-        model: str | None = None,
-        state: schemas.StateWord | None = None,
-        label: str | None = None,
-        page_size: int = 100,
-    ) -> AsyncIterator[AsyncJob]:
-        """All jobs that match, newest first, fetched page by page."""
+    async def jobs(self, *, page_size: int = 100, **which: Unpack[Which]) -> AsyncIterator[AsyncJob]:
+        """All jobs that match, newest first, fetched page by page. Those that failed have their `data.error`."""
         after = None
         while True:
-            records, after = await self._run(
-                calls.list_page(
-                    model=model, state=state, label=label, after=after, limit=page_size, patience=self._patience()
-                )
-            )
+            steps = calls.list_page(which=which, after=after, limit=page_size, patience=self._patience())
+            records, after = await self._run(steps)
             for record in records:
                 yield AsyncJob(self, record)
             if after is None:
                 return
+
+    async def redrive(
+        self,
+        ids: Iterable[str | AsyncJob] | None = None,
+        *,
+        to: str | None = None,
+        dry_run: bool = False,
+        **which: Unpack[Which],
+    ) -> list[schemas.Redriven]:
+        """Submit jobs that ended without a result once more, for their own versions or for another: those of the ids,
+        or all that match, failed ones where no other state is given. What became of each is said, in that order or the
+        newest first.
+
+        A job is redriven once: what had been before is answered as it was, so an interrupted call may be repeated. A
+        full queue is waited for. `dry_run` only says what would be done.
+        """
+        wanted = None if ids is None else [job.id if isinstance(job, AsyncJob) else job for job in ids]
+        patience = Patience(self._retry_seconds, through_full=True)
+        return await self._run(redriving.redrive(wanted, which=which, to=to, dry_run=dry_run, patience=patience))
 
     # --- many jobs ---
 
@@ -272,6 +281,12 @@ class AsyncJob(JobFacts):
                 self.id, priority=priority, deadline_seconds=deadline_seconds, patience=self._client._patience()
             )
         )
+
+    async def redrive(self, *, to: str | None = None) -> AsyncJob:
+        """The new job that takes the place of this one, which ended without a result: made now, or before. `to` names
+        another version."""
+        steps = redriving.redrive_one(self.id, to=to, patience=self._client._patience())
+        return AsyncJob(self._client, await self._client._run(steps))
 
     async def forget(self) -> None:
         """Delete it, once ended, with its input and result."""

@@ -154,6 +154,17 @@ class Catalog:
             return choices[0]
         return random.choices(choices, [choice.weight for choice in choices])[0]
 
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a model, or the one named `model@version`, in the configuration or not; UnknownModel."""
+        found = [version for version in self.snapshot.versions if name in {version.model, version.name}]
+        if not found:
+            raise _unknown(name, self.snapshot)
+        return found
+
+    def queue_ids(self, name: str) -> list[int]:
+        """The queues of all these versions; UnknownModel."""
+        return [queue_id for version in self.versions(name) for queue_id in version.queue_ids.values()]
+
     def load(self, queue_id: int) -> QueueLoad:
         """One queue; Unavailable where it is newer than the snapshot and the database cannot be asked."""
         load = self.snapshot.queues.get(queue_id)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, Literal, TypeVar, Unpack
 
 from batchyard import schemas
-from batchyard.sdk import calls
-from batchyard.sdk.calls import Options
+from batchyard.sdk import calls, redriving
+from batchyard.sdk.calls import Options, Which
 from batchyard.sdk.facts import BulkFacts, JobFacts
 from batchyard.sdk.http import Endpoint, Http, Transport, drive, perform
 from batchyard.sdk.mapping import MAX_IN_FLIGHT, Results, map_chunk_size, prepare
@@ -120,25 +120,34 @@ class Client:
         steps = calls.lookup(wanted, wait_seconds=wait, until=until, patience=self._patience())
         return [Job(self, record) for record in self._run(steps)]
 
-    def jobs(
-        self,
-        *,
-        model: str | None = None,
-        state: schemas.StateWord | None = None,
-        label: str | None = None,
-        page_size: int = 100,
-    ) -> Iterator[Job]:
-        """All jobs that match, newest first, fetched page by page."""
+    def jobs(self, *, page_size: int = 100, **which: Unpack[Which]) -> Iterator[Job]:
+        """All jobs that match, newest first, fetched page by page. Those that failed have their `data.error`."""
         after = None
         while True:
-            records, after = self._run(
-                calls.list_page(
-                    model=model, state=state, label=label, after=after, limit=page_size, patience=self._patience()
-                )
-            )
+            steps = calls.list_page(which=which, after=after, limit=page_size, patience=self._patience())
+            records, after = self._run(steps)
             yield from (Job(self, record) for record in records)
             if after is None:
                 return
+
+    def redrive(
+        self,
+        ids: Iterable[str | Job] | None = None,
+        *,
+        to: str | None = None,
+        dry_run: bool = False,
+        **which: Unpack[Which],
+    ) -> list[schemas.Redriven]:
+        """Submit jobs that ended without a result once more, for their own versions or for another: those of the ids,
+        or all that match, failed ones where no other state is given. What became of each is said, in that order or the
+        newest first.
+
+        A job is redriven once: what had been before is answered as it was, so an interrupted call may be repeated. A
+        full queue is waited for. `dry_run` only says what would be done.
+        """
+        wanted = None if ids is None else [job.id if isinstance(job, Job) else job for job in ids]
+        patience = Patience(self._retry_seconds, through_full=True)
+        return self._run(redriving.redrive(wanted, which=which, to=to, dry_run=dry_run, patience=patience))
 
     # --- many jobs ---
 
@@ -295,6 +304,12 @@ class Job(JobFacts):
                 self.id, priority=priority, deadline_seconds=deadline_seconds, patience=self._client._patience()
             )
         )
+
+    def redrive(self, *, to: str | None = None) -> Job:
+        """The new job that takes the place of this one, which ended without a result: made now, or before. `to` names
+        another version."""
+        steps = redriving.redrive_one(self.id, to=to, patience=self._client._patience())
+        return Job(self._client, self._client._run(steps))
 
     def forget(self) -> None:
         """Delete it, once ended, with its input and result."""

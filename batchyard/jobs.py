@@ -39,6 +39,11 @@ class State(IntEnum):
         return self >= State.SUCCEEDED
 
     @property
+    def is_dead(self) -> bool:
+        """Ended without a result: what may be redriven."""
+        return self > State.SUCCEEDED
+
+    @property
     def word(self) -> str:
         """The name used in the API, the SDK and metrics."""
         return self.name.lower()
@@ -130,6 +135,11 @@ def parse_id(text: str) -> int | None:
     return number if number < 1 << 63 and text == format_id(number) else None
 
 
+def redrive_key(job_id: int) -> str:
+    """The idempotency key of a dead job's one successor. No caller can send it: theirs are ASCII."""
+    return f"↻ {format_id(job_id)}"
+
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +183,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     max_cost: int | None = None
     input_digests: Sequence[bytes] | None = None
     redrive_of: int | None = None
+    """The dead job that this one takes the place of; `idempotency_key` is then its `redrive_key`."""
     payloads: Sequence[PayloadReference] = ()
     """What the inputs refer to, each pair of input and payload once: kept as long as these jobs."""
     bulk_id: int | None = None

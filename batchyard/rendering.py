@@ -68,6 +68,7 @@ def job(
         custom_id=view.custom_id,
         labels=list(view.labels),
         redrive_of=None if view.redrive_of is None else format_id(view.redrive_of),
+        redriven_as=None if view.redriven_as is None else format_id(view.redriven_as),
         cost_estimate=view.cost_estimate,
         cost=view.cost,
         device_seconds=None if view.device_us is None else view.device_us / 1e6,

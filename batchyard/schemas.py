@@ -19,6 +19,9 @@ from batchyard.jobs import ErrorInfo
 MAX_LOOKUP_IDS = 1000
 """Of one POST /v1/jobs/lookup."""
 
+MAX_REDRIVE = 1000
+"""Jobs of one POST /v1/jobs/redrive."""
+
 MAX_WAIT_SECONDS = 60.0
 """The longest `wait` of a long poll; a larger one is cut to it."""
 
@@ -34,6 +37,9 @@ CustomId = Annotated[str, Meta(min_length=1, max_length=256)]
 Wait = Annotated[float, Meta(ge=0)]
 LaneWord = Literal["firm", "tolerant"]
 StateWord = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "expired"]
+DeadWord = Literal["failed", "expired", "cancelled"]
+Moment = Annotated[datetime, Meta(tz=True)]
+"""RFC 3339, with an offset."""
 
 
 # --- jobs: requests -------------------------------------------------------------------------------------------------
@@ -79,6 +85,41 @@ class JobPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     priority: Priority | None = None
     deadline_seconds: Seconds | None = None
     """From now."""
+
+
+class RedriveOne(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/jobs/{id}/redrive."""
+
+    to: str | None = None
+    """Another `model@version`, or a bare name; the old job's own version where not given."""
+
+
+class DeadJobs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which jobs that ended without a result; all that is given must hold."""
+
+    state: DeadWord = "failed"
+    model: str | None = None
+    """`model` for all its versions, or `model@version`."""
+    error: str | None = None
+    """The code of their error: "crash_loop"."""
+    label: str | None = None
+    finished_from: Moment | None = None
+    finished_before: Moment | None = None
+
+
+class RedriveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/jobs/redrive. Exactly one of `ids` and `where`."""
+
+    ids: Annotated[list[str], Meta(min_length=1, max_length=MAX_REDRIVE)] | None = None
+    where: DeadJobs | None = None
+    to: str | None = None
+    """Another `model@version`, or a bare name; each job's own version where not given."""
+    dry_run: bool = False
+    """Say what would be done, and do nothing."""
+    limit: Annotated[int, Meta(ge=1, le=MAX_REDRIVE)] = 100
+    """With `where`: how many jobs in this step."""
+    after: str | None = None
+    """With `where`: the `next` of the step before."""
 
 
 # --- jobs: answers --------------------------------------------------------------------------------------------------
@@ -129,6 +170,9 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     custom_id: str | None = None
     labels: list[str] = []
     redrive_of: str | None = None
+    """The dead job that this one takes the place of."""
+    redriven_as: str | None = None
+    """Of a dead job: the one that took its place."""
     cost_estimate: int = 0
     cost: int | None = None
     """Exact, in the model's unit."""
@@ -174,6 +218,34 @@ class JobList(msgspec.Struct, kw_only=True, omit_defaults=True):
     jobs: list[Job]
     next: str | None = None
     """Give it as `after` for the next page; absent on the last."""
+
+
+class Redriven(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What redriving one job came to."""
+
+    id: str
+    """Of the dead job."""
+    died_of: ErrorInfo | None = None
+    """Its error, where it failed."""
+    redriven_as: str | None = None
+    """The job that takes its place; absent of a dry run."""
+    model: str | None = None
+    """That one's `model@version`."""
+    already: bool = False
+    """It had been redriven before: a job is redriven once, and then what took its place may be."""
+    refused: ErrorInfo | None = None
+    """Why it was not redriven."""
+
+
+class RedriveAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One step. A step with `where` may be empty and still have a next one."""
+
+    jobs: list[Redriven]
+    """In the order of `ids`, or newest first."""
+    count: int
+    """How many new jobs were made, or of a dry run would be."""
+    next: str | None = None
+    """Give it as `after` for the next step; absent on the last."""
 
 
 class LookupAnswer(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -14,12 +14,12 @@ from msgspec import UNSET, Raw
 
 from batchyard import strict_json
 from batchyard.catalog import Catalog
-from batchyard.errors import InvalidRequest, TooLarge
+from batchyard.errors import InvalidRequest, TooLarge, UnknownModel
 from batchyard.inputs import PAYLOAD_MEMBER, Place, check_sizes, payload_references
-from batchyard.jobs import Lane, PayloadReference, Submission
+from batchyard.jobs import Lane, PayloadReference, Submission, redrive_key
 from batchyard.schemas import BulkChunk, BulkDefaults, BulkLine, BulkRequest, JobsRequest, split_fault
 from batchyard.settings import QueueSettings, ServerSettings
-from batchyard.store.base import BulkConfig, BulkView, ModelVersion
+from batchyard.store.base import BulkConfig, BulkView, JobInput, JobView, ModelVersion
 
 T = TypeVar("T")
 
@@ -203,6 +203,48 @@ class Submitter:
             params=_encode(defaults.params) if defaults.params else None,
             labels=_labels(defaults.labels),
             validate=defaults.validate,
+        )
+
+    def redrive(self, view: JobView, given: JobInput, *, to: str | None, caller: Caller, now_ms: int) -> Submission:
+        """The successor of a dead job: as it was submitted, with the time that it had, for its own version or another.
+
+        Raises UnknownModel, InvalidInput where it does not fit the other version's schema, QueueFull.
+        """
+        load = self._catalog.load(view.queue_id)
+        version = load.version if to is None else self._catalog.resolve(to)
+        if not version.active:
+            raise UnknownModel(f"{version.name} is no longer configured: name another version with `to`")
+        payloads = self._check(
+            [strict_json.decode(given.body)],
+            inputs=[given.body],
+            body=given.body,
+            version=None if version.id == load.version.id else version,
+            place=_place_of_input,
+            several=False,
+        )
+        queue_id = version.queue_ids[load.lane]
+        costs = _costs([len(given.body)], version)
+        deadline_ms = None if view.deadline_ms is None else now_ms + max(1, view.deadline_ms - view.created_at_ms)
+        self._catalog.admit(queue_id, 1)
+        return Submission(
+            tenant_id=caller.tenant_id,
+            queue_id=queue_id,
+            inputs=[given.body],
+            costs=costs,
+            priority=view.priority,
+            deadline_ms=deadline_ms,
+            start_by_ms=latest_start_ms(deadline_ms, cost=max(costs), version=version),
+            max_failures=view.max_failures,
+            params=given.params,
+            labels=view.labels,
+            custom_ids=[view.custom_id],
+            created_by=caller.created_by,
+            affinity_key=given.affinity_key,
+            max_cost=given.max_cost,
+            input_digests=None if given.digest is None else [given.digest],
+            redrive_of=view.id,
+            payloads=payloads,
+            idempotency_key=redrive_key(view.id),
         )
 
     def _jobs_values(self, request: JobsRequest, body: bytes) -> list[Any]:

@@ -24,6 +24,7 @@ OWN = {
     "models": "batchyard.cli.models:models",
     "pause": "batchyard.cli.models:pause",
     "resume": "batchyard.cli.models:resume",
+    "redrive": "batchyard.cli.redrive:redrive",
     "keys": "batchyard.cli.keys:keys",
     "tenants": "batchyard.cli.tenants:tenants",
     "migrate": "batchyard.cli.migrate:migrate",

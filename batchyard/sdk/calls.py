@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal, TypedDict, TypeVar
 from urllib.parse import quote
 
@@ -52,6 +53,20 @@ class Options(TypedDict, total=False):
     """When the result is wanted, from now."""
     max_failures: int | None
     labels: Sequence[str]
+
+
+class Which(TypedDict, total=False):
+    """Which jobs are meant; all that is given must hold."""
+
+    model: str | None
+    """`model` for all its versions, or `model@version`."""
+    state: schemas.StateWord | None
+    label: str | None
+    error: str | None
+    """The code of their error: "crash_loop"."""
+    finished_from: datetime | None
+    """Times have an offset (`datetime.now(UTC)`)."""
+    finished_before: datetime | None
 
 
 JSON_ENCODER = msgspec.json.Encoder()
@@ -249,13 +264,18 @@ def lookup(
 
 
 def list_page(
-    *, model: str | None, state: str | None, label: str | None, after: str | None, limit: int, patience: Patience
+    *, which: Which, after: str | None, limit: int, patience: Patience
 ) -> Steps[tuple[list[JobRecord], str | None]]:
-    asked = {"model": model, "state": state, "label": label, "after": after, "limit": str(limit)}
-    query = {name: value for name, value in asked.items() if value is not None}
+    asked = {**which, "after": after, "limit": limit}
+    query = {name: text_of(value) for name, value in asked.items() if value is not None}
     response = yield from call(Request(method="GET", path="/v1/jobs", query=query), patience)
     page = decode(response, schemas.JobList)
     return [JobRecord(job, _format(response)) for job in page.jobs], page.next
+
+
+def text_of(value: object) -> str:
+    """A parameter of a query."""
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def cancel(job_id: str, *, patience: Patience) -> Steps[JobRecord]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import unquote
@@ -21,8 +21,9 @@ from batchyard.broker import Broker
 from batchyard.broker.embedded import resolve_broker_url
 from batchyard.catalog import Catalog
 from batchyard.errors import BrokerDown, Conflict, NotFound, UnknownModel
-from batchyard.jobs import Accepted, IdSource, Lane, State, format_id
+from batchyard.jobs import Accepted, IdSource, Lane, State, Submission, format_id
 from batchyard.payloads import ObjectStore, location_of, open_objects
+from batchyard.redriving import Redriver, perform
 from batchyard.result_pages import ResultPages
 from batchyard.schemas import rfc3339
 from batchyard.sdk.direct_jobs import (
@@ -37,8 +38,11 @@ from batchyard.sdk.steps import MEDIA_MSGPACK, Request, Response
 from batchyard.settings import Settings
 from batchyard.store.base import BulkView, JobStore, PayloadInfo
 from batchyard.store.open import open_store
-from batchyard.submission import Caller, Prepared, Submitter
+from batchyard.submission import Caller, Prepared, Submitter, read_envelope
 from batchyard.ticketing import Allowance, ControlLink, TicketPublisher, queue_names
+
+_decode_redrive_one = msgspec.json.Decoder(schemas.RedriveOne).decode
+_decode_redrive = msgspec.json.Decoder(schemas.RedriveRequest).decode
 
 Handler = Callable[[Request, list[str]], Answer]
 """What answers a request, given the variable parts of its path."""
@@ -57,6 +61,7 @@ class Direct:
         self._catalog = Catalog(store, max_queued=settings.queues.max_queued, pools=settings.pools)
         self._jobs = DirectJobs(store, self._catalog)
         self._submitter = Submitter(self._catalog, server=settings.server, queues=settings.queues)
+        self._redriver = Redriver(store, catalog=self._catalog, submitter=self._submitter)
         self._caller = Caller(tenant_id=TENANT_ID)
         self._allowance = Allowance()
         self._link = ControlLink(broker, self._allowance)
@@ -137,6 +142,10 @@ class Direct:
                 return self._set_paused, [model, verb]
             case "POST", "jobs", "lookup":
                 return self._jobs.lookup, []
+            case "POST", "jobs", "redrive":
+                return self._redrive_some, []
+            case "POST", "jobs", job, "redrive":
+                return self._redrive_one, [job]
             case "GET", "jobs":
                 return self._jobs.list_page, []
             case "GET", "jobs", job:
@@ -198,15 +207,31 @@ class Direct:
             replayed=accepted.replayed,
         )
 
+    def _redrive_one(self, request: Request, parts: list[str]) -> Answer:
+        to = read_envelope(_decode_redrive_one, request.body or b"{}").to
+        steps = self._redriver.one(number_of(parts[0], "job"), to=to, caller=self._caller)
+        return 202, perform(steps, self._commit_all)
+
+    def _redrive_some(self, request: Request, parts: list[str]) -> Answer:
+        wanted = read_envelope(_decode_redrive, request.body or b"")
+        return 200, perform(self._redriver.some(wanted, caller=self._caller), self._commit_all)
+
     def _commit(self, prepared: Prepared) -> Accepted:
-        submission = prepared.submission
-        if self._allowance.take(submission.queue_id, len(submission.inputs)):
-            submission = msgspec.structs.replace(submission, ticketed=True)
-        [outcome] = self._store.submit([submission])
-        self._publisher.committed([submission], [outcome])
+        [outcome] = self._commit_all([prepared.submission])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def _commit_all(self, submissions: Sequence[Submission]) -> Sequence[Accepted | Exception]:
+        """In one transaction, and what has tickets of its own is ticketed."""
+        taken = [self._allowance.take(each.queue_id, len(each.inputs)) for each in submissions]
+        submissions = [
+            msgspec.structs.replace(each, ticketed=True) if ticketed else each
+            for each, ticketed in zip(submissions, taken, strict=True)
+        ]
+        outcomes = self._store.submit(submissions)
+        self._publisher.committed(submissions, outcomes)
+        return outcomes
 
     def _queue_name(self, queue_id: int) -> str | None:
         return queue_names(self._catalog.snapshot.versions).get(queue_id)

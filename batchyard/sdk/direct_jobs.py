@@ -11,6 +11,7 @@ from batchyard import rendering, schemas
 from batchyard.catalog import Catalog
 from batchyard.errors import Gone, InvalidRequest, NotFound
 from batchyard.jobs import State, format_id, parse_id
+from batchyard.redriving import read_moment
 from batchyard.schemas import MAX_WAIT_SECONDS
 from batchyard.sdk.steps import Request
 from batchyard.store.base import JobFilter, JobStore, JobView
@@ -60,9 +61,12 @@ class DirectJobs:
         page = self._store.list_jobs(
             JobFilter(
                 tenant_id=TENANT_ID,
-                queue_ids=self._queue_ids(asked.get("model")),
+                queue_ids=None if "model" not in asked else self._catalog.queue_ids(asked["model"]),
                 state=state,
                 label=asked.get("label"),
+                error_code=asked.get("error"),
+                finished_from_ms=read_moment(asked.get("finished_from"), name="finished_from"),
+                finished_before_ms=read_moment(asked.get("finished_before"), name="finished_before"),
                 before_id=parse_id(asked["after"]) if "after" in asked else None,
                 limit=int(asked["limit"]),
             )
@@ -125,18 +129,6 @@ class DirectJobs:
             position=position,
             form=rendering.form_of(request.accept),
         )
-
-    def _queue_ids(self, model: str | None) -> list[int] | None:
-        if model is None:
-            return None
-        self._catalog.resolve(model)
-        versions = self._catalog.snapshot.versions
-        return [
-            number
-            for version in versions
-            if model in {version.name, version.model}
-            for number in version.queue_ids.values()
-        ]
 
 
 def number_of(text: str, what: str) -> int:

@@ -23,6 +23,7 @@ from batchyard.store.records import (
     Candidate,
     ConsumerInfo,
     JobFilter,
+    JobInput,
     JobPage,
     JobView,
     Leftover,
@@ -44,6 +45,7 @@ __all__ = [
     "Candidate",
     "ConsumerInfo",
     "JobFilter",
+    "JobInput",
     "JobPage",
     "JobStore",
     "JobView",
@@ -231,6 +233,10 @@ class JobStore(Protocol):
 
     def get_jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool = True) -> list[JobView]:
         """Those of the ids that exist for this tenant, in no particular order; one query."""
+
+    def get_inputs(self, ids: Sequence[int], *, tenant_id: int, max_bytes: int) -> list[JobInput]:
+        """What those of the jobs were given that exist for this tenant, in the order of the ids; as many of the first
+        as fit into `max_bytes`, and at least one."""
 
     def finished_among(self, ids: Sequence[int]) -> list[int]:
         """Which of these jobs are terminal (or gone); one light query, for waiters."""

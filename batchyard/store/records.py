@@ -181,6 +181,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     redrive_of: int | None
     is_held: bool = False
     """Queued, and kept back because its bulk is paused."""
+    redriven_as: int | None = None
+    """Of a dead job: the one that took its place."""
     cost: int | None = None
     device_us: int | None = None
     result_format: int | None = None
@@ -199,9 +201,24 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     queue_ids: Sequence[int] | None = None
     state: State | None = None
     label: str | None = None
+    error_code: str | None = None
+    """Of the failure, or of a waiting job the last one."""
+    finished_from_ms: int | None = None
+    finished_before_ms: int | None = None
     before_id: int | None = None
     """Newest first: only ids below this one (the cursor)."""
     limit: int = 100
+
+
+class JobInput(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job was given, as submitted, beside what its view shows."""
+
+    id: int
+    body: bytes
+    params: bytes | None
+    affinity_key: str | None
+    max_cost: int | None
+    digest: bytes | None
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,6 +82,10 @@ class SqlStore(ABC):
         """`column` is one of `ids`, bound as one parameter whatever their number."""
 
     @abstractmethod
+    def _text_member(self, body: ColumnElement[Any], name: str) -> ColumnElement[str]:
+        """A member of the JSON object that `body` is."""
+
+    @abstractmethod
     def _sums(self, ledger: Ledger) -> Select[Any]:
         """The keys and sums of a ledger, unfolded deltas included, empty rows perhaps among them."""
 

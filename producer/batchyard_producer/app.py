@@ -27,6 +27,7 @@ from batchyard.catalog import Catalog
 from batchyard.errors import BatchyardError, InvalidRequest, MethodNotAllowed, NotFound
 from batchyard.jobs import IdSource
 from batchyard.payloads import open_objects
+from batchyard.redriving import Redriver
 from batchyard.settings import ModelSettings, Settings
 from batchyard.store.base import JobStore, ModelConfig
 from batchyard.submission import Submitter
@@ -42,7 +43,7 @@ from batchyard_producer.hot import HotRoutes
 from batchyard_producer.intake import Room
 from batchyard_producer.payload_sweep import PayloadSweep
 from batchyard_producer.reading import Reading
-from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, status
+from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, redrives, status
 from batchyard_producer.services import Services
 from batchyard_producer.submitting import Submitting
 from batchyard_producer.waiting import SharedReads, Waiting
@@ -50,6 +51,7 @@ from batchyard_producer.waiting import SharedReads, Waiting
 CALLS: tuple[Call, ...] = (
     *hot.CALLS,
     *jobs.CALLS,
+    *redrives.CALLS,
     *bulks.CALLS,
     *payloads.CALLS,
     *models.CALLS,
@@ -105,13 +107,16 @@ class Api:
         announcer = Announcer(catalog=self._catalog, metrics=self._metrics, publisher=self._publisher)
         self._commit = GroupCommit(store, after_commit=announcer)
         registry.register(StoreCollector(store))
+        submitter = Submitter(self._catalog, server=settings.server, queues=settings.queues)
         self._services = Services(
             settings=settings,
             store=store,
             broker=broker,
             dispatcher=self._dispatcher,
             catalog=self._catalog,
-            submitter=Submitter(self._catalog, server=settings.server, queues=settings.queues),
+            submitter=submitter,
+            redriver=Redriver(store, catalog=self._catalog, submitter=submitter),
+            commit=self._commit,
             gate=Gate(store, keys_required=keys_required(settings.server)),
             objects=objects,
             payload_ids=IdSource(store.take_node()),

@@ -48,9 +48,12 @@ async def chunks(request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def read_struct(asked: Asked, kind: type[T]) -> T:
-    """A small JSON body as the struct that describes it; InvalidRequest names the place of a fault."""
+async def read_struct(asked: Asked, kind: type[T], *, absent: T | None = None) -> T:
+    """A small JSON body as the struct that describes it, or what no body stands for; InvalidRequest names the place of
+    a fault."""
     body = await read_small(asked)
+    if not body and absent is not None:
+        return absent
     try:
         document = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

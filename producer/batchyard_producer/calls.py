@@ -54,6 +54,7 @@ class Call:
     parameters: tuple[Parameter, ...] = ()
     body: type[msgspec.Struct] | None = None
     body_media: tuple[str, ...] = (MEDIA_JSON,)
+    body_required: bool = True
     status: int = 200
     answer: Any = None
     """The struct that is answered, or a union of them; None: none, or bytes of `answer_media`."""

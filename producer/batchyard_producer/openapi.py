@@ -73,7 +73,7 @@ def _operation(call: Call) -> dict[str, Any]:
         operation["parameters"] = parameters
     if call.body is not None or call.body_media != ("application/json",):
         content = {media: {"schema": _body_schema(call, media)} for media in call.body_media}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": call.body_required, "content": content}
     if call.scope is not None:
         operation["security"] = [{"key": []}, {}]
         operation["x-batchyard-scope"] = call.scope

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 from batchyard.catalog import Catalog
 from batchyard.jobs import IdSource
 from batchyard.payloads import ObjectStore
+from batchyard.redriving import Redriver
 from batchyard.settings import Settings
 from batchyard.store.base import JobStore
 from batchyard.submission import Submitter
 from batchyard.telemetry import ApiMetrics
 from batchyard_producer.auth import Gate
+from batchyard_producer.group_commit import GroupCommit
 from batchyard_producer.intake import Room
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ class Services:
     dispatcher: Leadership
     catalog: Catalog
     submitter: Submitter
+    redriver: Redriver
+    commit: GroupCommit
+    """Owned by the event loop."""
     gate: Gate
     objects: ObjectStore
     payload_ids: IdSource

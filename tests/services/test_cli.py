@@ -84,6 +84,52 @@ def test_what_goes_wrong_is_said_in_a_line(up: Up, arguments: list[str], status:
     assert "Traceback" not in done.stderr
 
 
+# --- redrive ---
+
+
+def test_dead_jobs_are_redriven(up: Up) -> None:
+    with Client(up.url) as client:
+        first, second = client.submit_many("moody", [{"do": "raise"}] * 2, labels=["cli"])
+        client.lookup([first, second], wait=30)
+
+        foreseen = up.run("redrive", "--label", "cli", "--error", "model_error", "--dry-run")
+        assert foreseen.returncode == 0, foreseen.stderr
+        assert first.id in foreseen.stdout
+        assert "model_error: ValueError: as asked" in foreseen.stdout
+        assert "2 would be redriven, 0 redriven before, 0 refused" in foreseen.stderr
+        assert first.refresh().data.redriven_as is None
+
+        done = up.run("redrive", first.id, "--to", "moody@1", "--json")
+        [told] = json.loads(done.stdout)
+        assert (done.returncode, told["id"]) == (0, first.id)
+        assert client.get(told["redriven_as"]).data.redrive_of == first.id
+
+        rest = up.run("redrive", "--label", "cli", "--finished-from", "2020-01-01", "--ended", "failed")
+        lines = {line.split()[0]: line for line in rest.stdout.splitlines()}
+        assert "redriven before" in lines[first.id]
+        assert "redriven before" not in lines[second.id]
+        assert "1 redriven before" in rest.stderr
+        assert second.refresh().data.redriven_as is not None
+
+        client.lookup([told["redriven_as"]], wait=30)
+        refused = up.run("redrive", first.id, "0" * 16)
+        assert (refused.returncode, "there is no job" in refused.stdout) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say which jobs"),
+        (["0" * 16, "--label", "l"], "say which jobs"),
+        (["--finished-from", "soon"], "is no time"),
+        (["--ended", "succeeded"], "is not one of"),
+    ],
+)
+def test_a_redrive_of_nothing_in_particular_is_a_mistake(up: Up, arguments: list[str], said: str) -> None:
+    done = up.run("redrive", *arguments)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
 # --- map ---
 
 

@@ -1,7 +1,9 @@
 """The SDK against everything that `batchyard up` runs."""
 
 import signal
+import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from batchyard import (
     Gone,
     IdempotencyConflict,
     InvalidRequest,
+    Job,
     JobCancelled,
     JobFailed,
     JobRetired,
@@ -227,6 +230,65 @@ def test_models_are_listed_with_their_queues(client: Client) -> None:
     assert {queue.lane for queue in models["moody"].versions[0].queues} == {"firm", "tolerant"}
 
 
+def dead(client: Client, *values: str, **options: Any) -> list[Job]:
+    """Jobs that have failed."""
+    inputs = [{"do": value} for value in values]
+    return client.lookup(client.submit_many("moody", inputs, max_failures=1, **options), wait=30)
+
+
+def test_dead_jobs_are_found_and_redriven(client: Client) -> None:
+    mark = uuid.uuid4().hex
+    broken, also, invalid = jobs = dead(client, "raise", "raise", "invalid", labels=[mark])
+    listed = [job.data for job in client.jobs(label=mark, error="model_error", page_size=1)]
+    assert [(each.id, each.error and each.error.message) for each in listed] == [
+        (also.id, "ValueError: as asked"),
+        (broken.id, "ValueError: as asked"),
+    ]
+    before = datetime.now(UTC) - timedelta(hours=1)
+    assert list(client.jobs(label=mark, finished_before=before)) == []
+    assert len(list(client.jobs(label=mark, finished_from=before, state="failed"))) == 3
+
+    # Successors have the labels of the old, and may die of the same.
+    now = datetime.fromisoformat(max(job.refresh().data.finished_at or "" for job in jobs)) + timedelta(milliseconds=1)
+    foreseen = client.redrive(label=mark, error="model_error", dry_run=True)
+    assert [(each.id, each.redriven_as) for each in foreseen] == [(also.id, None), (broken.id, None)]
+    [one] = client.redrive([invalid], to="moody@1")
+    assert (one.id, one.already, one.refused) == (invalid.id, False, None)
+    made = client.redrive(label=mark, finished_before=now)
+    assert [(each.id, each.already) for each in made] == [(invalid.id, True), (also.id, False), (broken.id, False)]
+    assert made[0].redriven_as == one.redriven_as
+    new = client.get(made[2].redriven_as or "", wait=30)
+    assert (new.data.redrive_of, new.state, new.data.labels) == (broken.id, "failed", [mark])
+    assert broken.refresh().data.redriven_as == new.id
+    last = new.redrive()
+    assert last.data.redrive_of == new.id
+    assert new.redrive().id == last.id
+    assert last.wait(30).state == "failed"
+    assert [each.refused and each.refused.code for each in client.redrive([jobs[0].id, "0" * 16])] == [
+        None,
+        "not_found",
+    ]
+
+
+def test_a_redrive_that_cannot_be_says_why(client: Client) -> None:
+    [broken] = dead(client, "raise")
+    for wrong in ({}, {"ids": [broken], "label": "l"}):
+        with pytest.raises(InvalidRequest, match="which jobs"):
+            client.redrive(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest):
+        client.redrive(finished_before=datetime(2020, 1, 1))  # noqa: DTZ001  it has no offset
+    with pytest.raises(UnknownModel):
+        broken.redrive(to="moodi")
+    with pytest.raises(UnknownModel):
+        client.redrive([broken], to="moodi")
+    done = client.submit("moody", echo(1)).wait(30)
+    with pytest.raises(Conflict, match="succeeded"):
+        done.redrive()
+    broken.forget()
+    with pytest.raises(Gone):
+        broken.redrive()
+
+
 def test_a_lane_of_a_model_can_be_paused(client: Client) -> None:
     queues = client.pause("moody", lane="firm").versions[0].queues
     assert {queue.lane: queue.paused for queue in queues} == {"firm": True, "tolerant": False}
@@ -268,6 +330,10 @@ async def test_the_same_with_asyncio(up: Up) -> None:
         assert [await each.result() for each in found] == [1, 2]
         with pytest.raises(UnknownModel):
             await client.submit("moodi", 1)
+        failed = await (await client.submit("moody", {"do": "raise"}, labels=["async"])).wait(30)
+        [made] = await client.redrive([failed])
+        assert (await failed.redrive()).id == made.redriven_as
+        assert [job.id async for job in client.jobs(label="async", error="model_error")][-1] == failed.id
 
 
 async def test_maps_with_asyncio(up: Up) -> None:

@@ -120,8 +120,7 @@ _STATES = tuple(State)
 class Reading(Session):
     """Overrides of shared readers."""
 
-    def get_jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool = True) -> list[JobView]:
-        """See `JobStore.get_jobs`."""
+    def _jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool) -> list[JobView]:
         if not ids:
             return []
         wanted = int8s(dict.fromkeys(ids))

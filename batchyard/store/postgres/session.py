@@ -153,6 +153,10 @@ class Session(SharedStore):
     def _among(self, column: ColumnElement[int], ids: Sequence[int]) -> ColumnElement[bool]:
         return column == sa.func.any(sa.bindparam(None, ids, type_=_Int8s(), unique=True))
 
+    def _text_member(self, body: ColumnElement[Any], name: str) -> ColumnElement[str]:
+        document = sa.cast(sa.func.convert_from(body, "UTF8"), postgresql.JSON)
+        return sa.func.json_extract_path_text(document, name, type_=sa.Text)
+
     def _lock_jobs(self, connection: Connection, statement: sa.Select[Any]) -> list[JobRow]:
         # Nothing is waited for, so the order of locks is nobody's concern, and without one the planner takes the index
         # that fits. Asked for an order by id, it may walk through all jobs by their primary key instead.

@@ -117,8 +117,7 @@ class Reads(SharedStore):
 
     _file: SqliteFile
 
-    def get_jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool = True) -> list[JobView]:
-        """See `JobStore.get_jobs`."""
+    def _jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool) -> list[JobView]:
         wanted = encode(list(dict.fromkeys(ids))).decode()
         with self._file.reading() as handle:
             rows, lengths, joined = handle.raw.execute(_VIEWS, (wanted, tenant_id, results)).fetchone()

@@ -116,6 +116,9 @@ class SqliteStore(Reads):
         packed = sa.func.json_each(encode(list(ids)).decode()).table_valued("value")
         return column.in_(sa.select(packed.c.value))
 
+    def _text_member(self, body: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[str]:
+        return sa.func.json_extract(sa.cast(body, sa.Text), f"$.{name}", type_=sa.Text)
+
     def _sums(self, ledger: Ledger) -> sa.Select[Any]:
         return plain_sums(ledger)
 

@@ -7,22 +7,25 @@ from starlette.responses import Response
 from batchyard import rendering, schemas
 from batchyard.errors import Conflict, Gone, InvalidRequest, NotFound, UnknownModel
 from batchyard.jobs import State, format_id, parse_id
+from batchyard.redriving import read_moment
 from batchyard.store.base import JobFilter, JobView
 from batchyard.submission import deadline_after, latest_start_ms
 from batchyard_producer.bodies import read_struct, whole_number
 from batchyard_producer.calls import Asked, Call, Parameter, answer
-from batchyard_producer.routes.models import find_versions
 
 MAX_PAGE = 1000
 
 
 async def list_jobs(asked: Asked) -> Response:
-    given = asked.query("model", "state", "label", "after", "limit")
+    given = asked.query("model", "state", "label", "error", "finished_from", "finished_before", "after", "limit")
     wanted = JobFilter(
         tenant_id=asked.tenant_id,
-        queue_ids=_queue_ids(asked, given.get("model")),
+        queue_ids=None if "model" not in given else asked.services.catalog.queue_ids(given["model"]),
         state=_state(given.get("state")),
         label=given.get("label"),
+        error_code=given.get("error"),
+        finished_from_ms=read_moment(given.get("finished_from"), name="finished_from"),
+        finished_before_ms=read_moment(given.get("finished_before"), name="finished_before"),
         before_id=cursor(given.get("after")),
         limit=whole_number(given.get("limit"), name="limit", default=100, least=1, most=MAX_PAGE),
     )
@@ -107,12 +110,6 @@ async def _shown(asked: Asked, view: JobView) -> Response:
     return answer(rendering.job(view, load=load, now_ms=store.now_ms(), position=position, form=form), form=form)
 
 
-def _queue_ids(asked: Asked, model: str | None) -> list[int] | None:
-    if model is None:
-        return None
-    return [number for version in find_versions(asked, model) for number in version.queue_ids.values()]
-
-
 def _state(word: str | None) -> State | None:
     if word is None:
         return None
@@ -122,6 +119,7 @@ def _state(word: str | None) -> State | None:
     raise InvalidRequest(f'state is "{word[:32]}"', allowed=[state.word for state in State])
 
 
+_MOMENT = {"type": "string", "format": "date-time"}
 _AMENDABLE = ["priority", "deadline_seconds"]
 _STATES = [state.word for state in State]
 
@@ -146,6 +144,9 @@ CALLS = (
             Parameter(name="model", about="`model` for all its versions, or `model@version`"),
             Parameter(name="state", about="Only jobs in this state", schema={"type": "string", "enum": _STATES}),
             Parameter(name="label", about="Only jobs with this label"),
+            Parameter(name="error", about='Only jobs whose error has this code, such as "crash_loop"'),
+            Parameter(name="finished_from", about="Only jobs that ended then or later", schema=_MOMENT),
+            Parameter(name="finished_before", about="Only jobs that ended earlier", schema=_MOMENT),
             AFTER,
             LIMIT,
         ),

@@ -44,12 +44,7 @@ async def _set_paused(asked: Asked, *, paused: bool) -> Response:
 
 def find_versions(asked: Asked, name: str) -> list[ModelVersion]:
     """All versions of a model, or the one named `model@version`, in the configuration or not; UnknownModel."""
-    catalog = asked.services.catalog
-    found = [version for version in catalog.snapshot.versions if name in {version.model, version.name}]
-    if not found:
-        catalog.resolve(name)  # raises, naming what there is
-        raise UnknownModel(f'there is no model "{name[:200]}"')
-    return found
+    return asked.services.catalog.versions(name)
 
 
 def _lanes(word: str | None) -> list[Lane]:

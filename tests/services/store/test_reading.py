@@ -2,7 +2,8 @@
 
 import pytest
 
-from batchyard.jobs import State
+from batchyard.jobs import ErrorInfo, Outcome, State
+from batchyard.store import reading
 from batchyard.store.base import JobFilter, JobPage
 from tests.services.store.yard import TENANT, Yard, eventually, failed
 
@@ -104,6 +105,74 @@ def test_listings_by_queue_and_label(yard: Yard) -> None:
     assert _pages(yard, label="none") == []
     yard.claim(marked[:1])
     assert _pages(yard, label="red", state=State.RUNNING) == marked[:1]
+
+
+def _failed(yard: Yard, ids: list[int], code: str) -> None:
+    error = ErrorInfo(code=code, message='a "quoted" \\ message')
+    yard.finish([Outcome(job, State.FAILED, error=error) for job in yard.claim(ids)])
+
+
+def test_listings_by_error(yard: Yard) -> None:
+    ids = yard.submit(9, labels=["red"])
+    _failed(yard, ids[:3], "broken")
+    _failed(yard, ids[3:6], "timeout")
+    yard.fail_for_now(ids[6:7], retry_in_ms=600_000)
+    jobs = yard.claim(ids[7:8])
+    yard.finish([Outcome(jobs[0], State.SUCCEEDED, body=b"\xff\x00 no text", format=1)])
+    assert _pages(yard, error_code="broken") == ids[2::-1]
+    assert _pages(yard, error_code="timeout", state=State.FAILED) == ids[5:2:-1]
+    assert _pages(yard, error_code="timeout", label="red") == ids[5:2:-1]
+    assert _pages(yard, error_code="model_busy") == ids[6:7]
+    assert _pages(yard, error_code="model_busy", state=State.WAITING) == ids[6:7]
+    assert _pages(yard, error_code="model_busy", state=State.FAILED) == []
+    assert _pages(yard, error_code="brok") == []
+    assert yard.store.list_jobs(JobFilter(tenant_id=99, error_code="broken")).jobs == []
+
+
+def test_listings_by_the_time_of_the_end(yard: Yard) -> None:
+    ids = yard.submit(4)
+    _failed(yard, ids[:2], "broken")
+    first = yard.view(ids[0]).finished_at_ms or 0
+    eventually(lambda: yard.store.now_ms() > first + 5)
+    _failed(yard, ids[2:3], "broken")
+    second = yard.view(ids[2]).finished_at_ms or 0
+    for state in (None, State.FAILED):
+        assert _pages(yard, state=state, finished_from_ms=second) == ids[2:3]
+        assert _pages(yard, state=state, finished_before_ms=second) == ids[1::-1]
+        assert _pages(yard, state=state, finished_from_ms=first, finished_before_ms=second + 1) == ids[2::-1]
+        assert _pages(yard, state=state, finished_from_ms=second + 1) == []
+
+
+def test_a_closer_look_goes_past_what_does_not_fit(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PAGE_SCAN", 4)
+    ids = yard.submit(12)
+    _failed(yard, ids[:1], "rare")
+    _failed(yard, ids[1:], "broken")
+    page = yard.store.list_jobs(JobFilter(tenant_id=TENANT, state=State.FAILED, error_code="rare", limit=3))
+    assert (page.jobs, page.next_before_id) == ([], ids[-4])
+    assert _pages(yard, state=State.FAILED, error_code="rare") == ids[:1]
+
+
+def test_inputs_are_read_in_order_and_within_bounds(yard: Yard) -> None:
+    other = yard.tenant()
+    first, second = (
+        yard.submit(1, inputs=[b"1" * 100], params=b'{"a":1}', affinity_key="k", max_cost=7),
+        yard.submit(2, inputs=[b"2" * 100, b"3"], input_digests=[b"\x01", b"\x02"]),
+    )
+    theirs = yard.submit(1, tenant_id=other)
+    asked = [second[1], *theirs, 7, *first, second[0], second[1]]
+    found = yard.store.get_inputs(asked, tenant_id=TENANT, max_bytes=10_000)
+    assert [(one.id, one.body) for one in found] == [
+        (second[1], b"3"),
+        (first[0], b"1" * 100),
+        (second[0], b"2" * 100),
+    ]
+    assert (found[1].params, found[1].affinity_key, found[1].max_cost, found[1].digest) == (b'{"a":1}', "k", 7, None)
+    assert (found[0].params, found[0].affinity_key, found[0].max_cost, found[0].digest) == (None, None, None, b"\x02")
+    assert [one.id for one in yard.store.get_inputs(asked, tenant_id=TENANT, max_bytes=150)] == [second[1], first[0]]
+    assert [one.id for one in yard.store.get_inputs(first, tenant_id=TENANT, max_bytes=1)] == first
+    assert yard.store.get_inputs(theirs, tenant_id=TENANT, max_bytes=1000) == []
+    assert yard.store.get_inputs([], tenant_id=TENANT, max_bytes=1000) == []
 
 
 def test_held_jobs_are_listed_as_queued(yard: Yard) -> None:
