@@ -527,6 +527,8 @@ class ApiKey(msgspec.Struct, kw_only=True, omit_defaults=True):
     created_at: str
     expires_at: str | None = None
     revoked_at: str | None = None
+    replaced_by: str | None = None
+    """The key that took its place when it was rotated."""
 
 
 class CreatedApiKey(ApiKey, kw_only=True, omit_defaults=True):
@@ -550,6 +552,15 @@ class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     )
     expires_in_seconds: Annotated[float, Meta(gt=0)] | None = None
     """Never, where not given."""
+
+
+class KeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/keys/{prefix}/rotate."""
+
+    overlap_seconds: Annotated[float, Meta(ge=0, le=30 * 24 * 3600)] = 24 * 3600.0
+    """How long the old key stays valid beside the new one."""
+    expires_in_seconds: Annotated[float, Meta(gt=0)] | None = None
+    """Of the new key; where not given, as long as the old one was meant to live."""
 
 
 class Tenant(msgspec.Struct, kw_only=True, omit_defaults=True):

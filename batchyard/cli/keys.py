@@ -47,6 +47,28 @@ def create(
     click.echo(key.text)
 
 
+@keys.command("rotate")
+@click.argument("prefix")
+@click.option("--overlap-hours", type=click.FloatRange(min=0, max=720), default=24.0, show_default=True)
+@click.option("--expires-in-days", type=click.FloatRange(min=0, min_open=True), help="Default: as the old one did.")
+@click.pass_obj
+def rotate(invocation: Invocation, /, *, prefix: str, overlap_hours: float, expires_in_days: float | None) -> None:
+    """Create the key that takes the place of PREFIX, and print it, this once.
+
+    It has the same tenant, name and scopes. The old one stays valid for the overlap, for its users to change.
+    """
+    key = mint()
+    made = invocation.store().rotate_key(
+        prefix,
+        successor=key.prefix,
+        digest=key.digest,
+        overlap_ms=round(overlap_hours * DAY_MS / 24),
+        life_ms=None if expires_in_days is None else round(expires_in_days * DAY_MS),
+    )
+    click.echo(f"a key of tenant {made.tenant} for {', '.join(made.scopes)}; it is not shown again:", err=True)
+    click.echo(key.text)
+
+
 def _tenant(store: JobStore, name: str) -> Tenant:
     known = {tenant.name: tenant for tenant in store.tenants()}
     if name not in known:
@@ -70,9 +92,10 @@ def list_(invocation: Invocation, /) -> None:
 def _state(key: ApiKey, now_ms: int) -> str:
     if key.revoked_at_ms is not None:
         return f"revoked {rfc3339(key.revoked_at_ms)}"
+    replaced = "" if key.replaced_by is None else f", replaced by {key.replaced_by}"
     if key.expires_at_ms is None:
-        return "valid"
-    return f"{'expired' if key.expires_at_ms <= now_ms else 'valid until'} {rfc3339(key.expires_at_ms)}"
+        return f"valid{replaced}"
+    return f"{'expired' if key.expires_at_ms <= now_ms else 'valid until'} {rfc3339(key.expires_at_ms)}{replaced}"
 
 
 @keys.command("revoke")

@@ -226,6 +226,14 @@ class JobStore(Protocol):
     def find_key(self, prefix: str) -> tuple[ApiKey, bytes] | None:
         """The key with its digest, for the caller to compare in constant time."""
 
+    def rotate_key(
+        self, prefix: str, *, successor: str, digest: bytes, overlap_ms: int, life_ms: int | None = None
+    ) -> ApiKey:
+        """A key with the prefix `successor` takes the place of this one: same tenant, name and scopes. Both are valid
+        for `overlap_ms`, then the old one has expired; where it would have sooner, it does. The new one lives for
+        `life_ms`, or for as long as the old one was meant to. NotFound; Conflict where the old one is no longer valid,
+        or was rotated before."""
+
     def revoke_key(self, prefix: str) -> ApiKey:
         """NotFound. Revoking again changes nothing."""
 

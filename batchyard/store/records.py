@@ -25,6 +25,16 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    replaced_by: str | None = None
+    """The prefix of the key that took its place."""
+
+    def fault(self, *, now_ms: int) -> str | None:
+        """Why it is not valid now; None where it is."""
+        if self.revoked_at_ms is not None:
+            return "was revoked"
+        if self.expires_at_ms is not None and self.expires_at_ms <= now_ms:
+            return "has expired"
+        return None
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,20 +144,16 @@ class Registry(SqlStore):
         with self._writing() as connection:
             if connection.execute(select(tenants.c.id).where(tenants.c.id == tenant_id)).first() is None:
                 raise NotFound(f"no tenant {tenant_id}")
-            if connection.execute(select(api_keys.c.prefix).where(api_keys.c.prefix == prefix)).first() is not None:
-                raise Conflict(f"there is a key {prefix} already")
-            connection.execute(
-                api_keys.insert().values(
-                    prefix=prefix,
-                    tenant_id=tenant_id,
-                    name=name,
-                    digest=digest,
-                    scopes=" ".join(scopes),
-                    created_at=self.now_ms(),
-                    expires_at=expires_at_ms,
-                )
+            times = {"created_at": self.now_ms(), "expires_at": expires_at_ms}
+            return self._add_key(
+                connection, prefix, tenant_id=tenant_id, name=name, digest=digest, scopes=" ".join(scopes), **times
             )
-            return _key(connection.execute(_KEY.where(api_keys.c.prefix == prefix)).one())
+
+    def _add_key(self, connection: Connection, prefix: str, **values: object) -> ApiKey:
+        if connection.execute(select(api_keys.c.prefix).where(api_keys.c.prefix == prefix)).first() is not None:
+            raise Conflict(f"there is a key {prefix} already")
+        connection.execute(api_keys.insert().values(prefix=prefix, **values))
+        return _key(connection.execute(_KEY.where(api_keys.c.prefix == prefix)).one())
 
     def keys(self) -> list[ApiKey]:
         """See `JobStore.keys`."""
@@ -169,6 +165,37 @@ class Registry(SqlStore):
         with self._reading() as connection:
             row = connection.execute(_KEY.where(api_keys.c.prefix == prefix)).one_or_none()
         return None if row is None else (_key(row), bytes(row.digest))
+
+    def rotate_key(
+        self, prefix: str, *, successor: str, digest: bytes, overlap_ms: int, life_ms: int | None = None
+    ) -> ApiKey:
+        """See `JobStore.rotate_key`."""
+        mine = api_keys.c.prefix == prefix
+        with self._writing() as connection:
+            now = self._database_ms(connection)
+            row = connection.execute(select(api_keys).where(mine).with_for_update()).one_or_none()
+            if row is None:
+                raise NotFound(f"no key {prefix}")
+            if row.replaced_by is not None:
+                raise Conflict(f"key {prefix} was rotated before: {row.replaced_by} took its place")
+            old = _key(connection.execute(_KEY.where(mine)).one())
+            fault = old.fault(now_ms=now)
+            if fault is not None:
+                raise Conflict(f"key {prefix} {fault}: make a new one")
+            ends = now + overlap_ms if old.expires_at_ms is None else min(old.expires_at_ms, now + overlap_ms)
+            connection.execute(api_keys.update().where(mine).values(expires_at=ends, replaced_by=successor))
+            if life_ms is None and old.expires_at_ms is not None:
+                life_ms = old.expires_at_ms - old.created_at_ms
+            return self._add_key(
+                connection,
+                successor,
+                tenant_id=old.tenant_id,
+                name=old.name,
+                digest=digest,
+                scopes=" ".join(old.scopes),
+                created_at=now,
+                expires_at=None if life_ms is None else now + life_ms,
+            )
 
     def revoke_key(self, prefix: str) -> ApiKey:
         """See `JobStore.revoke_key`."""
@@ -214,4 +241,5 @@ def _key(row: Row[Any]) -> ApiKey:
         created_at_ms=row.created_at,
         expires_at_ms=row.expires_at,
         revoked_at_ms=row.revoked_at,
+        replaced_by=row.replaced_by,
     )

@@ -57,6 +57,7 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("replaced_by", Text, comment="The key that took its place when it was rotated"),
 )
 
 model_versions = Table(

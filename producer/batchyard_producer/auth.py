@@ -78,7 +78,8 @@ class Gate:
         evidence = _evidence(headers)
         entry = self._known.get(evidence)
         if entry is None or entry[0] <= self._clock():
-            entry = (self._clock() + CACHE_SECONDS, await self._settle(*evidence))
+            seconds, identity = await self._settle(*evidence)
+            entry = (self._clock() + seconds, identity)
             if len(self._known) >= CACHE_ENTRIES:
                 self._known.clear()
             self._known[evidence] = entry
@@ -86,7 +87,8 @@ class Gate:
             entry[1].require(scope)
         return entry[1]
 
-    async def _settle(self, authorization: bytes, host: bytes, origin: bytes) -> Identity:
+    async def _settle(self, authorization: bytes, host: bytes, origin: bytes) -> tuple[float, Identity]:
+        """The caller, and for how many seconds that holds."""
         if authorization:
             return await asyncio.to_thread(self._look_up, authorization)
         if self._keys_required:
@@ -94,9 +96,9 @@ class Gate:
                 "an API key is needed: send `Authorization: Bearer by_…`; `batchyard keys create` makes one"
             )
         _check_place(host.decode("latin-1"), origin.decode("latin-1"))
-        return LOCAL
+        return CACHE_SECONDS, LOCAL
 
-    def _look_up(self, authorization: bytes) -> Identity:
+    def _look_up(self, authorization: bytes) -> tuple[float, Identity]:
         scheme, _, text = authorization.decode("latin-1").partition(" ")
         prefix = prefix_of(text.strip()) if scheme.lower() == "bearer" else None
         if prefix is None:
@@ -105,25 +107,18 @@ class Gate:
         if found is None or not is_same(digest_of(text.strip()), found[1]):
             raise Unauthorized("this API key is not known")
         key = found[0]
-        fault = key_fault(key, now_ms=self._store.now_ms())
+        now_ms = self._store.now_ms()
+        fault = key.fault(now_ms=now_ms)
         if fault is not None:
             raise Unauthorized(f"this API key {fault}")
-        return Identity(
+        left = CACHE_SECONDS if key.expires_at_ms is None else (key.expires_at_ms - now_ms) / 1000
+        return min(CACHE_SECONDS, left), Identity(
             tenant_id=key.tenant_id,
             tenant=key.tenant,
             scopes=frozenset(key.scopes),
             caller=Caller(tenant_id=key.tenant_id, created_by=key.prefix),
             key_prefix=key.prefix,
         )
-
-
-def key_fault(key: ApiKey, *, now_ms: int) -> str | None:
-    """Why a key is not valid now; None where it is."""
-    if key.revoked_at_ms is not None:
-        return "was revoked"
-    if key.expires_at_ms is not None and key.expires_at_ms <= now_ms:
-        return "has expired"
-    return None
 
 
 def is_loopback(host: str) -> bool:
@@ -151,7 +146,7 @@ def keys_required(server: ServerSettings) -> bool:
 
 def refuse_open_door(server: ServerSettings, keys: Sequence[ApiKey], *, now_ms: int) -> None:
     """ConfigurationError where keys are required and there is none: the service would be of no use, or open to all."""
-    if keys_required(server) and all(key_fault(key, now_ms=now_ms) for key in keys):
+    if keys_required(server) and all(key.fault(now_ms=now_ms) for key in keys):
         why = "require_keys is set" if server.require_keys else f"server.bind is {server.bind}, which is not loopback"
         raise ConfigurationError([f"{why}, but there is no valid API key: make one with `batchyard keys create`"])
 

@@ -15,6 +15,7 @@ from batchyard.jobs import Accepted, Submission, format_id, parse_id
 from batchyard.schemas import MAX_LOOKUP_IDS, MEDIA_NDJSON, ChunkAccepted, SubmittedJob, SubmittedJobs, rfc3339
 from batchyard.settings import ServerSettings
 from batchyard.store.base import JobStore
+from batchyard.store.bulks import unknown_bulk
 from batchyard.submission import BulkPlan, Prepared, Submitter
 from batchyard.ticketing import Allowance
 from batchyard_producer.auth import Gate, Identity
@@ -142,7 +143,7 @@ class Submitting:
                 self._plans.clear()
             self._plans[number] = plan
         if plan.tenant_id != identity.tenant_id:
-            raise NotFound(f"there is no bulk {bulk}")
+            raise unknown_bulk()  # word for word as where nobody has it
         return plan
 
     # --- answers ---

@@ -384,6 +384,12 @@ def test_tenants_and_keys(up: Up) -> None:
         assert job.result(timeout=60) == 1
         assert job.id not in [each.id for each in islice(local.jobs(), 200)]
 
+    rotated = up.run("keys", "rotate", prefix, "--overlap-hours", "1")
+    successor = rotated.stdout.strip().split("_")[1]
+    assert (rotated.returncode, "tenant acme for jobs" in rotated.stderr) == (0, True)
+    [line] = [line for line in up.run("keys", "list").stdout.splitlines() if prefix in line]
+    assert f"replaced by {successor}" in line
+    assert up.run("keys", "rotate", prefix).returncode == 1
     assert up.run("keys", "revoke", prefix).returncode == 0
     assert "revoked" in up.run("keys", "list").stdout
     assert up.run("keys", "create", "--tenant", "nobody").returncode == 1

@@ -52,6 +52,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.Column("replaced_by", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("prefix"),
     )
     op.create_table(

@@ -29,11 +29,22 @@ async def create_key(asked: Asked) -> Response:
         scopes=list(dict.fromkeys(request.scopes)),
         expires_at_ms=None if life is None else store.now_ms() + round(life * 1000),
     )
-    shown = _shown(key)
-    fields = {name: getattr(shown, name) for name in schemas.ApiKey.__struct_fields__}
-    response = answer(schemas.CreatedApiKey(**fields, key=made.text), status=201, location=f"/v1/keys/{made.prefix}")
-    response.headers["cache-control"] = "no-store"
-    return response
+    return _made(key, text=made.text)
+
+
+async def rotate_key(asked: Asked) -> Response:
+    request = await read_struct(asked, schemas.KeyRotation, absent=schemas.KeyRotation())
+    made = keys.mint()
+    life = request.expires_in_seconds
+    key = await asked.services.call(
+        asked.services.store.rotate_key,
+        asked.path_text("prefix"),
+        successor=made.prefix,
+        digest=made.digest,
+        overlap_ms=round(request.overlap_seconds * 1000),
+        life_ms=None if life is None else round(life * 1000),
+    )
+    return _made(key, text=made.text)
 
 
 async def list_keys(asked: Asked) -> Response:
@@ -60,6 +71,15 @@ async def list_tenants(asked: Asked) -> Response:
     )
 
 
+def _made(key: ApiKey, *, text: str) -> Response:
+    """A new key, shown this once."""
+    shown = _shown(key)
+    fields = {name: getattr(shown, name) for name in schemas.ApiKey.__struct_fields__}
+    response = answer(schemas.CreatedApiKey(**fields, key=text), status=201, location=f"/v1/keys/{key.prefix}")
+    response.headers["cache-control"] = "no-store"
+    return response
+
+
 def _shown(key: ApiKey) -> schemas.ApiKey:
     return schemas.ApiKey(
         prefix=key.prefix,
@@ -69,6 +89,7 @@ def _shown(key: ApiKey) -> schemas.ApiKey:
         created_at=rfc3339(key.created_at_ms),
         expires_at=optional_rfc3339(key.expires_at_ms),
         revoked_at=optional_rfc3339(key.revoked_at_ms),
+        replaced_by=key.replaced_by,
     )
 
 
@@ -93,6 +114,21 @@ CALLS = (
         handler=list_keys,
         scope="admin",
         answer=schemas.ApiKeyList,
+    ),
+    Call(
+        method="POST",
+        path="/v1/keys/{prefix}/rotate",
+        summary="Make the key that takes the place of another; it is shown this once",
+        about="It has the same tenant, name and scopes. Both are valid for `overlap_seconds`, so that whoever uses the "
+        "old one can change to the new one without a pause; then the old one has expired.",
+        tag="administration",
+        handler=rotate_key,
+        scope="admin",
+        body=schemas.KeyRotation,
+        body_required=False,
+        status=201,
+        answer=schemas.CreatedApiKey,
+        errors=(InvalidRequest, NotFound, Conflict),
     ),
     Call(
         method="DELETE",

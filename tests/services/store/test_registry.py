@@ -1,10 +1,12 @@
 """Models, queues, tenants and keys."""
 
+from typing import Any
+
 import pytest
 
 from batchyard.errors import Conflict, NotFound
 from batchyard.jobs import Lane
-from batchyard.store.base import JobStore, ModelConfig, Tenant
+from batchyard.store.base import ApiKey, JobStore, ModelConfig, Tenant
 from tests.services.store.yard import Yard
 
 
@@ -63,6 +65,66 @@ def test_tenants(store: JobStore) -> None:
     after = store.create_tenant("next")
     assert store.tenants()[1:] == [made, after]
     assert (made.name, made.weight, after.id) == ("ünï", 2.5, made.id + 1)
+
+
+def _made(store: JobStore, prefix: str, **values: Any) -> ApiKey:
+    given = {"tenant_id": 1, "name": "ci", "digest": b"d", "scopes": ["jobs", "scale"], "expires_at_ms": None, **values}
+    return store.create_key(prefix=prefix, **given)
+
+
+def _found(store: JobStore, prefix: str) -> ApiKey:
+    found = store.find_key(prefix)
+    assert found is not None
+    return found[0]
+
+
+def test_a_rotated_key_stays_valid_for_the_overlap_alone(store: JobStore) -> None:
+    tenant = store.create_tenant("t")
+    old = _made(store, "old", tenant_id=tenant.id)
+    made = store.rotate_key("old", successor="new", digest=b"\x00e", overlap_ms=60_000)
+    assert (made.tenant, made.tenant_id, made.name, made.scopes) == ("t", tenant.id, "ci", ("jobs", "scale"))
+    assert (made.expires_at_ms, made.revoked_at_ms, made.replaced_by) == (None, None, None)
+    assert store.find_key("new") == (made, b"\x00e")
+    was, digest = store.find_key("old") or (old, b"")
+    assert (was.replaced_by, digest) == ("new", b"d")
+    now = store.now_ms()
+    assert was.fault(now_ms=now) is made.fault(now_ms=now) is None
+    assert was.expires_at_ms is not None
+    assert now + 30_000 < was.expires_at_ms < now + 61_000
+    assert was.fault(now_ms=was.expires_at_ms) == "has expired"
+    with pytest.raises(Conflict, match="new"):
+        store.rotate_key("old", successor="third", digest=b"f", overlap_ms=0)
+    at_once = store.rotate_key("new", successor="third", digest=b"f", overlap_ms=0)
+    assert at_once.fault(now_ms=store.now_ms()) is None
+    assert _found(store, "new").fault(now_ms=store.now_ms() + 5) == "has expired"
+
+
+def test_a_successor_lives_as_long_as_the_old_key_was_meant_to(store: JobStore) -> None:
+    now = store.now_ms()
+    _made(store, "a", expires_at_ms=now + 1_000_000)
+    kept = store.rotate_key("a", successor="b", digest=b"e", overlap_ms=2_000_000)
+    assert abs((kept.expires_at_ms or 0) - kept.created_at_ms - 1_000_000) < 5_000
+    # The overlap prolongs nothing.
+    assert _found(store, "a").expires_at_ms == now + 1_000_000
+    given = store.rotate_key("b", successor="c", digest=b"e", overlap_ms=0, life_ms=77_000)
+    assert (given.expires_at_ms or 0) - given.created_at_ms == 77_000
+
+
+def test_only_valid_keys_are_rotated_and_nothing_changes_otherwise(store: JobStore) -> None:
+    _made(store, "gone")
+    store.revoke_key("gone")
+    _made(store, "old", expires_at_ms=1)
+    _made(store, "fine")
+    before = store.keys()
+    for prefix, successor, error in (
+        ("gone", "x", Conflict),
+        ("old", "x", Conflict),
+        ("fine", "old", Conflict),
+        ("none", "x", NotFound),
+    ):
+        with pytest.raises(error):
+            store.rotate_key(prefix, successor=successor, digest=b"e", overlap_ms=1000)
+    assert store.keys() == before
 
 
 def test_keys_are_found_listed_and_revoked(store: JobStore) -> None:

@@ -98,6 +98,18 @@ async def test_other_credentials_are_refused_without_a_look_up(authorization: st
     assert store.lookups == 0
 
 
+async def test_an_answer_is_kept_no_longer_than_the_key_is_valid() -> None:
+    store = Store()
+    now = 0.0
+    door = gate(store, clock=lambda: now)
+    key = store.add("jobs", expires_at_ms=NOW_MS + 1500)
+    await door.identify(bearer(key))
+    now = 1.4
+    assert door.known(bearer(key)) is not None
+    now = 1.5
+    assert door.known(bearer(key)) is None
+
+
 async def test_an_answer_is_kept_for_a_while() -> None:
     store = Store()
     now = 0.0
