@@ -10,7 +10,8 @@ class Model:
     """A model behind a queue. Subclass it and name the class in `batchyard.toml` as `runtime = "package.module:Class"`.
 
     One instance serves one `model@version` in one consumer. `load` runs once, before any job. `preprocess`, `cost` and
-    `postprocess` run on CPU threads, several at once; `forward` runs on one thread at a time, under inference mode.
+    `postprocess` run on CPU threads, several at once; `forward` runs under inference mode, on one thread at a time
+    unless `concurrent_forward` says otherwise.
     """
 
     input_schema: ClassVar[dict[str, Any]] = {}
@@ -18,6 +19,10 @@ class Model:
 
     cost_unit: ClassVar[str] = "bytes"
     """What `cost` counts, for people: "tokens", "pixels", "seconds of audio"."""
+
+    concurrent_forward: bool = False
+    """Whether `forward` may run on several threads at once. A CPU then gives each batch some of its cores instead of
+    all of them to one, which does more work in the same time. May be set by `load`."""
 
     source: str = ""
     """Where the weights are, as written in `batchyard.toml`, with `package:` already turned into a folder.

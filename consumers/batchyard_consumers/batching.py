@@ -1,7 +1,8 @@
 """Which jobs make the next batch. Pure: no clock, no lock, no thread of its own.
 
 A `Pool` keeps the prepared jobs of one version sorted by cost. A batch is a run of neighbours in that order, so that
-padding every item to the longest wastes little: `n * longest <= budget`. Where the run begins is decided by
+padding every item to the longest wastes little: `n * longest <= budget`, and a run whose padding costs more than one
+batch more is cut in two. Where the run begins is decided by
 
 1. suspects, each alone, since one of them may have ended a process;
 2. age: a job older than `age_cap_seconds` goes next, so that nothing starves;
@@ -22,13 +23,11 @@ Entry = tuple[int, int, ClaimedJob, Any]
 """Cost, arrival (nanoseconds, unique within the pool), job, prepared item. Sorts by cost, then by arrival."""
 
 Reason = Literal["full", "items", "outlier", "drained", "suspect"]
-"""Why a batch closed: the budget; the largest number of items; the next neighbour would waste too much; nothing more at
-hand; a suspect runs alone."""
+"""Why a batch closed: the budget; the largest number of items; more neighbours would waste more than another batch
+costs; nothing more at hand; a suspect runs alone."""
 
-OUTLIER = 1.5
-"""Largest n * longest² / Σ cost² of a batch whose padding costs more than a batch of its own would."""
-PETTY_WASTE = 0.05
-"""Of the budget: padding that no batch is split for."""
+PETTY_WASTE = 0.03
+"""Of the budget: what a batch costs by itself, at least; so much padding is never worth another one."""
 URGENT_MS = 10_000
 """A deadline nearer than this goes ahead of rank."""
 _NEVER = 1 << 62
@@ -44,7 +43,7 @@ class Limits:
     padded: bool = True
     """Whether every item costs as much as the longest; else a batch costs the sum of its items."""
     overhead_cost: float = 0.0
-    """Padding up to here is cheaper than one more batch."""
+    """What a batch costs by itself, in the unit of cost: so much padding is as dear as one more batch."""
 
 
 @dataclass(kw_only=True)
@@ -113,7 +112,13 @@ class Pool:
         if not self._entries:
             return None
         anchor = self._urgent_anchor(now_ns, now_ms)
-        low, high, reason = self._sweep_window(limits) if anchor is None else _around(self._entries, anchor, limits)
+        if anchor is None:
+            anchor = self._sweep_start()
+            low, high, reason = self._sweep_window(anchor, limits)
+        else:
+            low, high, reason = _around(self._entries, anchor, limits)
+        while (middle := _split(self._entries, low, high, limits)) < high:
+            low, high, reason = (low, middle, "outlier") if anchor < middle else (middle, high, "outlier")
         return self._cut(low, high, reason, limits)
 
     def drop(self, ids: frozenset[int]) -> list[Entry]:
@@ -193,11 +198,13 @@ class Pool:
 
         return min(range(len(entries)), key=urgency)
 
-    def _sweep_window(self, limits: Limits) -> tuple[int, int, Reason]:
-        """The next run upwards from where the sweep stands; at the top it fills up from below, then starts again."""
+    def _sweep_start(self) -> int:
+        """Past where the sweep stands; at the top it starts again."""
         start = bisect_right(self._entries, self._sweep, key=lambda entry: entry[:2])
-        if start == len(self._entries):
-            start = 0
+        return start if start < len(self._entries) else 0
+
+    def _sweep_window(self, start: int, limits: Limits) -> tuple[int, int, Reason]:
+        """The run upwards from where the sweep goes on; one that reaches the top is filled up from below."""
         low, high, reason = _upwards(self._entries, start, limits)
         if high == len(self._entries) and low > 0 and reason == "drained":
             return _downwards(self._entries, low, high, limits)
@@ -229,35 +236,24 @@ class Pool:
 class _Run:
     """The sums over a run of neighbours, and whether one more may join."""
 
-    __slots__ = ("count", "limits", "longest", "squares", "total")
+    __slots__ = ("count", "limits", "longest", "total")
 
     def __init__(self, entries: Iterable[Entry], limits: Limits) -> None:
         costs = [entry[0] for entry in entries]
         self.limits = limits
         self.count, self.longest, self.total = len(costs), max(costs), sum(costs)
-        self.squares = sum(cost * cost for cost in costs)
 
     def refusal(self, cost: int) -> Reason | None:
         """Why an item of this cost may not join; None where it may."""
-        limits = self.limits
-        if self.count >= limits.max_jobs:
+        if self.count >= self.limits.max_jobs:
             return "items"
-        longest, total, count = max(self.longest, cost), self.total + cost, self.count + 1
-        if not limits.padded:
-            return "full" if total > limits.budget else None
-        if longest * count > limits.budget:
-            return "full"
-        wasted = longest * count - total
-        petty = max(limits.overhead_cost, PETTY_WASTE * limits.budget)
-        if wasted > petty and count * longest * longest > OUTLIER * (self.squares + cost * cost):
-            return "outlier"
-        return None
+        padded = max(self.longest, cost) * (self.count + 1) if self.limits.padded else self.total + cost
+        return "full" if padded > self.limits.budget else None
 
     def join(self, cost: int) -> None:
         self.count += 1
         self.longest = max(self.longest, cost)
         self.total += cost
-        self.squares += cost * cost
 
     def waste_with(self, cost: int) -> int:
         return max(self.longest, cost) * (self.count + 1) - self.total - cost
@@ -322,10 +318,25 @@ def _around(entries: list[Entry], anchor: int, limits: Limits) -> tuple[int, int
             run.join(longer)
             high += 1
         else:
-            refusals = {refusal_below, refusal_above} - {"drained", None}
-            refusal = "full" if "full" in refusals else "items" if "items" in refusals else "outlier"
+            refusal = "items" if "items" in (refusal_below, refusal_above) else "full"
             break
     return low, high, refusal or "drained"
+
+
+def _split(entries: list[Entry], low: int, high: int, limits: Limits) -> int:
+    """Where `[low, high)` does better as two batches: the place of the first longer item; `high` where it does not.
+
+    The shorter ones are spared the padding up to the longest of all, for what one more batch costs.
+    """
+    if not limits.padded or entries[low][0] == entries[high - 1][0]:
+        return high
+    longest = entries[high - 1][0]
+    best, place = max(limits.overhead_cost, PETTY_WASTE * limits.budget), high
+    for middle in range(low + 1, high):
+        saved = (middle - low) * (longest - entries[middle - 1][0])
+        if saved > best:
+            best, place = saved, middle
+    return place
 
 
 # --- between models -------------------------------------------------------------------------------------------------
@@ -355,15 +366,16 @@ class Turns:
     _level: float = 0.0
     _waiting: frozenset[str] = frozenset()
 
-    def pick(self, standings: Sequence[Standing]) -> str | None:
-        """Whose batch is next."""
-        if not standings:
-            return None
+    def pick(self, standings: Sequence[Standing], *, among: Callable[[str], bool] = lambda _: True) -> str | None:
+        """Whose batch is next, of all that have jobs waiting; None where none of those is `among` the allowed."""
         for standing in standings:
             if standing.key not in self._waiting:
                 self._used[standing.key] = max(self._used.get(standing.key, 0.0), self._level)
         self._waiting = frozenset(standing.key for standing in standings)
-        chosen = min(standings, key=lambda s: (not (s.is_firm or s.is_overdue), self._used[s.key]))
+        allowed = [standing for standing in standings if among(standing.key)]
+        if not allowed:
+            return None
+        chosen = min(allowed, key=lambda s: (not (s.is_firm or s.is_overdue), self._used[s.key]))
         self._level = max(self._level, self._used[chosen.key])
         return chosen.key
 

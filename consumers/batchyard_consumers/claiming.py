@@ -192,10 +192,13 @@ class Claimer:
             room = self._holding.room(queue.served, self._versions) - taken.get(queue.served.name, 0)
             if queue.served.model is None:
                 room = 0
+            least = self._holding.least_claim(queue.served, self._versions)
+            is_left = False
             for ticket in list(waiting):
                 share = min(room, left)
-                # A sliver of a ticket is not worth a transaction while other work is held.
-                if share <= 0 or (share < len(ticket.ids) and share < queue.served.speed.batch_jobs):
+                is_left = share < len(ticket.ids)
+                # A sliver of a ticket is not worth a transaction.
+                if share <= 0 or (is_left and share < least):
                     break
                 ids = ticket.ids[:share]
                 tickets.append(ticket)
@@ -203,7 +206,7 @@ class Claimer:
                 room -= len(ids)
                 left -= len(ids)
                 taken[queue.served.name] = taken.get(queue.served.name, 0) + len(ids)
-            firm_is_left = firm_is_left or (queue.is_firm and len(waiting) > 0 and room <= 0)
+            firm_is_left = firm_is_left or (queue.is_firm and is_left)
         self._drop_stale()
         return tickets, requests
 

@@ -19,7 +19,7 @@ from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.catalog import models_of, queues_of, versions_in
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
-from batchyard_consumers.device import Running, choose_device
+from batchyard_consumers.device import Running, choose_device, shares_of
 from batchyard_consumers.drain import Drain
 from batchyard_consumers.executing import open_recorder
 from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
@@ -86,6 +86,7 @@ class Consumer:
             store=store,
             queues=self.queues,
             device=self.device_name,
+            shares=shares_of(self.device_name),
             owner=self._register(),
             retries=RetryPolicy(
                 base_seconds=settings.queues.retry_base_seconds, max_seconds=settings.queues.retry_max_seconds

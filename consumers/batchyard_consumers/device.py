@@ -1,11 +1,18 @@
-"""The device's thread: one forward pass after the other, and the search for the job that makes one fail."""
+"""The device's threads: one forward pass after the other, and the search for the job that makes one fail.
+
+A GPU has one. A CPU is divided into shares, each with a thread and some of the cores, for the models whose passes may
+run at the same time: a pass that is spread over all cores waits at every operation for the slowest of them, a pass on
+one core waits for nobody. The first thread runs the other models as well, on all cores.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,15 +28,55 @@ from batchyard_consumers.meter import Meter
 from batchyard_consumers.pools import Pools
 from batchyard_consumers.retries import RetryPolicy
 
+MOST_SHARES = 4
+"""Of a CPU; beyond, the cores of a share work on one pass together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How a device is divided between passes that run at the same time."""
+
+    count: int
+    cores: int
+    """Threads that torch spreads a pass over where it has the device to itself."""
+
+    def of(self, model: Model) -> float:
+        """The part of the device that one pass has."""
+        return 1.0 / self.count if model.concurrent_forward else 1.0
+
+    def settle(self, model: Model) -> None:
+        """Give the calling thread's passes the cores that they may use: torch keeps that number per thread."""
+        self._use(max(1, self.cores // self.count) if model.concurrent_forward else self.cores)
+
+    def leave(self) -> None:
+        """Give the calling thread all cores again."""
+        self._use(self.cores)
+
+    def _use(self, cores: int) -> None:
+        if self.count > 1 and torch.get_num_threads() != cores:
+            torch.set_num_threads(cores)
+
+
+@cache
+def shares_of(device: str) -> Shares:
+    """Asked first before any thread has settled; the number of cores is then what torch, or OMP_NUM_THREADS, says."""
+    cores = torch.get_num_threads()
+    return Shares(count=min(MOST_SHARES, cores) if device == "cpu" else 1, cores=cores)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """The batch on the device now."""
+    """A batch on the device now."""
 
     batch: Batch
     since: float
     """time.monotonic(); infinity while it waits for a suspect to be through."""
     predicted_seconds: float | None
+
+    @property
+    def ends_at(self) -> float:
+        """As predicted; where nothing is known of the model, at once."""
+        return self.since + self.predicted_seconds if self.predicted_seconds is not None else 0.0
 
 
 class Device:
@@ -39,6 +86,7 @@ class Device:
         self,
         *,
         name: str,
+        shares: Shares,
         pools: Pools,
         outputs: Channel[Batch],
         finished: Channel[Finished],
@@ -47,7 +95,9 @@ class Device:
         meter: Meter,
     ) -> None:
         self.name = name
-        self.running: Running | None = None
+        self.shares = shares
+        self._running: list[Running | None] = [None] * self.shares.count
+        self._learning = threading.Lock()
         self._pools = pools
         self._outputs = outputs
         self._finished = finished
@@ -56,23 +106,28 @@ class Device:
         self._meter = meter
         self._failures = FailureLog()
 
-    def run(self) -> None:
-        """Run batches until the pools are closed (raises Closed)."""
-        while True:
-            batch = self._pools.next()
-            predicted_seconds = batch.served.speed.seconds_for(batch.padded_cost)
-            self.running = Running(batch=batch, since=math.inf, predicted_seconds=predicted_seconds)
-            try:
-                self._run(batch)
-            finally:
-                self.running = None
+    @property
+    def running(self) -> list[Running]:
+        """The batches on the device now."""
+        return [running for running in self._running if running is not None]
 
-    def _run(self, batch: Batch) -> None:
-        with self._executing.of(batch.owner, batch.jobs):
-            assert self.running is not None
-            self.running = replace(self.running, since=time.monotonic())
-            error = self._forward(batch)
-        self._pools.charge(batch.served, seconds=batch.seconds)
+    def run(self, number: int) -> None:
+        """Run batches until the pools are closed (raises Closed): the body of the thread of this share."""
+        while True:
+            batch = self._pools.next(helps=number > 0)
+            predicted_seconds = batch.served.speed.seconds_for(batch.padded_cost)
+            running = Running(batch=batch, since=math.inf, predicted_seconds=predicted_seconds)
+            self._running[number] = running
+            try:
+                with self._executing.of(batch.owner, batch.jobs):
+                    self._running[number] = replace(running, since=time.monotonic())
+                    error = self._forward(batch)
+                self._hand_on(batch, error)
+            finally:
+                self._running[number] = None
+
+    def _hand_on(self, batch: Batch, error: Exception | None) -> None:
+        self._pools.charge(batch.served, seconds=batch.device_seconds)
         self._meter.ran(batch)
         # Past the `except` block of `_forward`, since a traceback would keep the tensors of the failed pass alive.
         if error is None:
@@ -88,7 +143,8 @@ class Device:
         name = batch.served.name
         if is_out_of_memory(error) and len(batch.jobs) > 1:
             self._free_memory()
-            batch.served.speed.shrink()
+            with self._learning:
+                batch.served.speed.shrink()
             self._meter.metrics.batch_splits.labels(name, "out_of_memory").inc()
             self._pools.put_back(batch.halves())
         elif len(batch.jobs) > 1 and not isinstance(error, RetryableModelError):
@@ -107,6 +163,8 @@ class Device:
         """Run the pass and time it; the outputs, or what it raised."""
         model = batch.served.model
         assert model is not None
+        batch.share = self.shares.of(model)
+        self.shares.settle(model)
         started = time.perf_counter()
         try:
             with torch.inference_mode():
@@ -122,13 +180,15 @@ class Device:
         # Bytes of some jobs spread over the batch stand for all.
         some = slice(None, None, 1 + len(batch.jobs) // 64)
         known = sum([len(job.input) for job in batch.jobs[some]]) / max(1, sum(batch.costs[some]))
-        batch.served.speed.observe(
-            padded_cost=batch.padded_cost,
-            cost=batch.cost,
-            jobs=len(batch.jobs),
-            seconds=batch.seconds,
-            input_bytes=known * batch.cost,
-        )
+        with self._learning:
+            batch.served.speed.observe(
+                padded_cost=batch.padded_cost,
+                cost=batch.cost,
+                jobs=len(batch.jobs),
+                seconds=batch.seconds,
+                share=batch.share,
+                input_bytes=known * batch.cost,
+            )
 
     def _synchronize(self) -> None:
         """Wait for the device, so that the time is its own; a CPU has nothing to wait for."""
@@ -156,6 +216,7 @@ def choose_device(wanted: str) -> str:
 
 def run_alone(model: Model, items: Sequence[Any], device: str) -> float:
     """One forward and postprocess outside the pipeline, for warm-up; returns the seconds of the forward pass."""
+    shares_of(device).settle(model)
     started = time.perf_counter()
     with torch.inference_mode():
         outputs = model.forward(items)

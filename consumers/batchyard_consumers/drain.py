@@ -15,6 +15,7 @@ from batchyard.telemetry import log_event
 from batchyard.ticketing import ticket_jobs
 from batchyard_consumers import pools
 from batchyard_consumers.heartbeat import Heartbeat
+from batchyard_consumers.held import Batch
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.pipeline import Handed, Pipeline
 
@@ -66,7 +67,7 @@ class Drain:
         self._pipeline.stop_claiming()
         self._hand_back(self._pipeline.take_unstarted(timeout=STAGE_SECONDS), preempted=False)
         self._hand_back_tickets()
-        self._await_batch()
+        self._await_batches()
         self._hand_back(self._pipeline.take_pooled(), preempted=False)
         written = self._pipeline.finish_writing(timeout=max(WRITE_SECONDS, self._left()))
         self._pipeline.hurry.set()
@@ -74,17 +75,18 @@ class Drain:
         self._try(lambda: self._store.deregister(self._pipeline.owner))
         log_event(log, "drain_finished", seconds=round(self._clock() - started, 3), all_written=written)
 
-    def _await_batch(self) -> None:
-        """Wait for the batch on the device where it is likely to end in time; else hand its jobs back at once."""
-        while (running := self._pipeline.device.running) is not None:
-            ends_at = running.since + (running.predicted_seconds or 0.0)
-            latest = self._deadline - WRITE_SECONDS
+    def _await_batches(self) -> None:
+        """Wait for the batches on the device that are likely to end in time; hand the jobs of others back at once."""
+        given_up: list[Batch] = []
+        latest = self._deadline - WRITE_SECONDS
+        while running := [one for one in self._pipeline.device.running if one.batch not in given_up]:
             now = self._clock()
-            if self._hurry.is_set() or now >= latest or (running.predicted_seconds is not None and ends_at > latest):
-                # The pass goes on until the process ends; its late results are fenced.
-                self._hand_back([Handed(running.batch.owner, running.batch.jobs)], preempted=True)
-                return
-            if self._pipeline.finish_device(timeout=min(PAUSE_SECONDS, latest - now)):
+            # The pass of a late one goes on until the process ends; its results are fenced.
+            late = [one for one in running if self._hurry.is_set() or max(now, one.ends_at) > latest]
+            if late:
+                self._hand_back([Handed(one.batch.owner, one.batch.jobs) for one in late], preempted=True)
+                given_up += [one.batch for one in late]
+            elif self._pipeline.finish_device(timeout=min(PAUSE_SECONDS, latest - now)):
                 return
 
     def _hand_back(self, handed: Sequence[Handed], *, preempted: bool) -> None:

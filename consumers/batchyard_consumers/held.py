@@ -16,10 +16,12 @@ MAX_AHEAD_SECONDS = 2.0
 of urgent jobs."""
 MIN_AHEAD_BATCHES = 2
 """Claimed even where one batch takes longer than that: the next one, and one more to sort by length with."""
-MAX_AHEAD_BATCHES = 16
+MAX_AHEAD_BATCHES = 32
 """A pool this deep sorts as well as a deeper one."""
 FEW_JOBS = 256
 """Claimed ahead whatever the size of a batch, where the time allows it: a claim costs about as much for one job."""
+LEAST_CLAIM = 0.25
+"""Of what may be claimed ahead: what is missing of a full pool is not claimed batch by batch."""
 MAX_AHEAD_JOBS = 8192
 MAX_HELD_JOBS = 16_384
 MAX_HELD_BYTES = 256 * 1024 * 1024
@@ -37,7 +39,7 @@ class Chunk:
     claimed_at: float
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Batch:
     """Jobs that go through the device together; the sequences run side by side."""
 
@@ -53,8 +55,16 @@ class Batch:
     """From preparation to forming, of the job that waited longest."""
     outputs: Any = None
     seconds: float = 0.0
+    """Of the pass."""
+    share: float = 1.0
+    """Of the device, that the pass had."""
     is_split: bool = False
     """Part of a batch that failed: says nothing about speed."""
+
+    @property
+    def device_seconds(self) -> float:
+        """Of the whole device."""
+        return self.seconds * self.share
 
     def halves(self) -> list[Batch]:
         """The same jobs in two batches, the first half first."""
@@ -124,18 +134,27 @@ class Holding:
     def room(self, served: Served, versions: Sequence[Served]) -> int:
         """How many more jobs of this version may be claimed now."""
         with self._lock:
-            others = sum(
-                self._ahead.get(other.name, 0) * (other.speed.seconds_per_job or 0.0)
-                for other in versions
-                if other is not served
-            )
-            limit = ahead_limit(
-                batch_jobs=served.speed.batch_jobs,
-                seconds_per_job=served.speed.seconds_per_job,
-                other_seconds=others,
-            )
+            limit = self._limit(served, versions)
             by_bytes = int((MAX_HELD_BYTES - self._bytes) / self._mean_bytes)
             return max(0, min(limit - self._ahead.get(served.name, 0), MAX_HELD_JOBS - self._jobs, by_bytes))
+
+    def least_claim(self, served: Served, versions: Sequence[Served]) -> int:
+        """The smallest part of a ticket that is worth a transaction: any, where that is more than waits already."""
+        with self._lock:
+            worth = max(served.speed.batch_jobs, int(LEAST_CLAIM * self._limit(served, versions)))
+            return min(worth, self._ahead.get(served.name, 0))
+
+    def _limit(self, served: Served, versions: Sequence[Served]) -> int:
+        others = sum(
+            self._ahead.get(other.name, 0) * (other.speed.seconds_per_job or 0.0)
+            for other in versions
+            if other is not served
+        )
+        return ahead_limit(
+            batch_jobs=served.speed.batch_jobs,
+            seconds_per_job=served.speed.seconds_per_job,
+            other_seconds=others,
+        )
 
     def claimed(self, served: Served, jobs: Sequence[ClaimedJob]) -> None:
         size = sum([len(job.input) for job in jobs])

@@ -19,7 +19,7 @@ from batchyard.interpreter import answer_promptly
 from batchyard.model import Model
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
-from batchyard_consumers.device import run_alone
+from batchyard_consumers.device import run_alone, shares_of
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.runtimes import make_model, words
 from batchyard_consumers.runtimes.sources import digest_of
@@ -138,6 +138,8 @@ def load(served: Served, *, device: str, report: Report) -> None:
         _warm(served, model, device)
     except Exception as error:  # as above
         raise ModelLoadError(f"{served.name} loads, but its first batch fails: {words(error)}") from error
+    finally:
+        shares_of(device).leave()
     report(model, found, seconds)
     served.install(model, load_seconds=seconds)
 
@@ -152,7 +154,7 @@ def _validator(served: Served, model: Model) -> Validator | None:
 
 
 def _warm(served: Served, model: Model, device: str) -> None:
-    """Run samples of growing size where the model has any: the first batches cost more than all later ones."""
+    """Run samples of growing size where the model has any, from which its speed takes the line and the budget."""
     samples: Any = getattr(model, "samples", None)
     if samples is None:
         return
@@ -165,4 +167,5 @@ def _warm(served: Served, model: Model, device: str) -> None:
         costs = [model.cost(item) for item in items]
         seconds = run_alone(model, items, device)
         padded = max(costs) * len(costs)
-        served.speed.observe(padded_cost=padded, cost=sum(costs), jobs=len(items), seconds=seconds)
+        share = shares_of(device).of(model)
+        served.speed.observe(padded_cost=padded, cost=sum(costs), jobs=len(items), seconds=seconds, share=share)

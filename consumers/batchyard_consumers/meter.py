@@ -52,8 +52,8 @@ class Meter:
         self.metrics.batch_cost.labels(name, "padding").inc(batch.padded_cost - batch.cost)
         self.metrics.batch_wait_seconds.labels(name).observe(batch.waited_seconds)
         self.metrics.forward_seconds.labels(name).observe(batch.seconds)
-        self.metrics.device_busy_seconds.inc(batch.seconds)
-        self._busy_seconds += batch.seconds
+        self.metrics.device_busy_seconds.inc(batch.device_seconds)
+        self._busy_seconds += batch.device_seconds
         self._reasons[batch.reason] += 1
 
     def persisted(self, outcomes: Sequence[Outcome], *, seconds: float) -> None:

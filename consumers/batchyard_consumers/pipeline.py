@@ -2,6 +2,8 @@
 
     claim → chunks → preprocess (two threads) → pools → device → outputs → postprocess → finished → persist
 
+The device has a thread for each share of it, see `device.py`.
+
 Jobs travel in lists. What a stage may take in is bounded by `Holding` at the claim and by each channel after it, so
 that a slow stage stops the ones before it. A thread never just dies: what it raises ends the process (`on_crash`).
 """
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from batchyard.flight_recorder import FlightRecorder
@@ -19,7 +23,7 @@ from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.claiming import Claimer, HeadReader, HeldTicket, Inbox, ServedQueue
-from batchyard_consumers.device import Device
+from batchyard_consumers.device import Device, Shares
 from batchyard_consumers.executing import Executing
 from batchyard_consumers.held import Batch, Chunk, Finished, Holding
 from batchyard_consumers.meter import Meter
@@ -53,6 +57,7 @@ class Pipeline:
         store: JobStore,
         queues: Sequence[ServedQueue],
         device: str,
+        shares: Shares,
         owner: int,
         retries: RetryPolicy,
         meter: Meter,
@@ -99,6 +104,7 @@ class Pipeline:
         )
         self.device = Device(
             name=device,
+            shares=shares,
             pools=self._pools,
             outputs=self._outputs,
             finished=self._finished,
@@ -117,13 +123,14 @@ class Pipeline:
         self.persister = Persister(
             store=store, finished=self._finished, holding=self.holding, meter=meter, hint=hint, hurry=self.hurry
         )
+        self._devices = [f"device-{number}" for number in range(self.device.shares.count)]
         self._threads = {
             "claim": self._thread("claim", self.claimer.run),
             **{
                 f"preprocess-{n}": self._thread(f"preprocess-{n}", self._preparer.run)
                 for n in range(PREPROCESS_THREADS)
             },
-            "device": self._thread("device", self.device.run),
+            **{name: self._thread(name, partial(self.device.run, number)) for number, name in enumerate(self._devices)},
             "postprocess": self._thread("postprocess", self._postprocessor.run),
             "persist": self._thread("persist", self.persister.run),
         }
@@ -139,8 +146,7 @@ class Pipeline:
 
     def stages(self) -> dict[str, int]:
         """Jobs held, by stage; read without a lock, so they need not add up exactly."""
-        running = self.device.running
-        on_device = 0 if running is None else len(running.batch.jobs)
+        on_device = sum(len(running.batch.jobs) for running in self.device.running)
         held, pooled, finished = (
             self.holding.jobs,
             self._pools.jobs,
@@ -211,8 +217,9 @@ class Pipeline:
         return handed
 
     def finish_device(self, *, timeout: float) -> bool:
-        """Wait for the batch on the device; whether it ended."""
-        return self._join("device", timeout=timeout)
+        """Wait for the batches on the device; whether they ended."""
+        give_up = time.monotonic() + timeout
+        return all(self._join(name, timeout=give_up - time.monotonic()) for name in self._devices)
 
     def finish_writing(self, *, timeout: float) -> bool:
         """Let everything behind the device be written; whether it was."""

@@ -1,4 +1,8 @@
-"""Where prepared jobs wait for the device: one pool a version, and whose batch is next."""
+"""Where prepared jobs wait for the device: one pool a version, and whose batch is next.
+
+The device's first thread takes batches of every version; those that help it, where it has several, take batches of the
+versions whose passes may run at the same time.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ FIRM_RANK = 1000
 
 
 class Pools:
-    """Filled by the preprocessing threads, emptied by the device's thread."""
+    """Filled by the preprocessing threads, emptied by the device's threads."""
 
     def __init__(
         self,
@@ -42,7 +46,11 @@ class Pools:
         self._now_ms = now_ms
         self._clock_ns = clock_ns
         self._is_closed = False
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        """Wakes the first thread."""
+        self._helped = threading.Condition(lock)
+        """Wakes those that help."""
 
     def add(
         self, served: Served, jobs: Sequence[ClaimedJob], items: Sequence[Any], costs: Sequence[int], *, owner: int
@@ -53,6 +61,8 @@ class Pools:
                 return False
             self._pools[served.name].add(jobs, items, costs, now_ns=self._clock_ns())
             self._changed.notify()
+            if served.is_concurrent:
+                self._helped.notify()
             return True
 
     def put_back(self, batches: Sequence[Batch]) -> None:
@@ -60,26 +70,33 @@ class Pools:
         with self._changed:
             self._again.extendleft(reversed(batches))
             self._changed.notify()
+            self._helped.notify()
 
-    def next(self) -> Batch:
-        """Wait for the next batch. Raises Closed."""
+    def next(self, *, helps: bool = False) -> Batch:
+        """Wait for the next batch; where the caller `helps`, of a version whose passes may run at the same time.
+
+        Raises Closed.
+        """
         waited_for: str | None = None
-        with self._changed:
+        changed = self._helped if helps else self._changed
+        with changed:
             while True:
                 if self._is_closed:
                     raise Closed
-                if self._again:
+                if self._is_again(helps=helps):
                     return self._again.popleft()
-                served = self._choose()
+                served = self._choose(helps=helps)
                 if served is None:
-                    self._changed.wait()
+                    changed.wait()
                     continue
                 patience = 0.0 if waited_for == served.name else self._patience(served)
-                if patience > 0 and self._wait_for_more(served, patience):
+                if patience > 0 and self._wait_for_more(served, patience, helps=helps):
                     continue
                 waited_for = served.name
                 batch = self._form(served)
                 if batch is not None:
+                    if served.is_concurrent and len(self._pools[served.name]):
+                        self._helped.notify()
                     return batch
 
     def charge(self, served: Served, *, seconds: float) -> None:
@@ -114,6 +131,7 @@ class Pools:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+            self._helped.notify_all()
 
     @property
     def is_closed(self) -> bool:
@@ -124,7 +142,11 @@ class Pools:
         """How many wait."""
         return sum(len(pool) for pool in self._pools.values()) + sum(len(batch.jobs) for batch in self._again)
 
-    def _choose(self) -> Served | None:
+    def _is_again(self, *, helps: bool) -> bool:
+        """Whether part of a failed batch is next, for this thread."""
+        return bool(self._again) and (not helps or self._again[0].served.is_concurrent)
+
+    def _choose(self, *, helps: bool) -> Served | None:
         now_ns = self._clock_ns()
         standings = [
             Standing(
@@ -135,7 +157,7 @@ class Pools:
             for name, pool in self._pools.items()
             if len(pool)
         ]
-        key = self._turns.pick(standings)
+        key = self._turns.pick(standings, among=lambda name: not helps or self._versions[name].is_concurrent)
         return None if key is None else self._versions[key]
 
     def _patience(self, served: Served) -> float:
@@ -148,14 +170,15 @@ class Pools:
             predicted_seconds=speed.seconds_for(pool.cost),
         )
 
-    def _wait_for_more(self, served: Served, patience: float) -> bool:
+    def _wait_for_more(self, served: Served, patience: float, *, helps: bool) -> bool:
         """Wait for jobs that are being prepared; true where the choice should be made anew."""
         give_up = self._clock_ns() + int(patience * 1e9)
-        while not self._is_closed and not self._again:
+        changed = self._helped if helps else self._changed
+        while not self._is_closed and not self._is_again(helps=helps):
             left = (give_up - self._clock_ns()) / 1e9
             if left <= 0 or self._patience(served) == 0.0:
                 return False
-            self._changed.wait(left)
+            changed.wait(left)
         return True
 
     def _form(self, served: Served) -> Batch | None:

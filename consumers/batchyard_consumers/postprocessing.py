@@ -80,7 +80,7 @@ class Postprocessor:
         return results
 
     def _outcomes(self, batch: Batch, encoded: list[tuple[int, bytes] | BadOutput]) -> list[Outcome]:
-        unit_us = batch.seconds * 1e6 / batch.cost
+        unit_us = batch.device_seconds * 1e6 / batch.cost
         succeeded = State.SUCCEEDED
         outcomes: list[Outcome] = []
         failed = 0

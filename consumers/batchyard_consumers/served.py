@@ -15,7 +15,7 @@ from batchyard_consumers.speed import Speed
 
 @dataclass(eq=False)
 class Served:
-    """Written by the loader while `model` is None; after that only `speed` changes, by the device's thread."""
+    """Written by the loader while `model` is None; after that only `speed` changes, by the device's threads."""
 
     version_id: int
     settings: ModelSettings
@@ -31,6 +31,8 @@ class Served:
     is_level: bool = False
     """`cost` is the base class's: every item costs 1."""
     pads: bool = True
+    is_concurrent: bool = False
+    """`forward` may run on several threads at once."""
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,7 @@ class Served:
         self.is_plain = kind.preprocess is Model.preprocess
         self.is_level = kind.cost is Model.cost
         self.pads = bool(getattr(model, "pads", True))
+        self.is_concurrent = model.concurrent_forward
         self.load_seconds = load_seconds
         self.load_error = None
         self.model = model

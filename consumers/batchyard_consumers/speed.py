@@ -1,59 +1,90 @@
 """What a model costs on this device, learned from its batches: the fitted line, and the budget that follows. Pure.
 
-`t = a * x + b`: seconds of a forward pass against its padded cost. The budget of a batch climbs by doubling while the
-work done per second still grows, and settles on the smallest step that comes within 5 % of the best; from then on a
-neighbouring step is tried now and then, so that it follows the machine.
+`t = a * x + b`: seconds of a forward pass against its padded cost. A batch of `x` spends `a * x / (a * x + b)` of its
+time on its jobs, so the budget is the smallest step that reaches `SATURATED` by the line. It climbs there by doubling,
+from a single job on; later a small batch is run now and then, without which `b` could not be told any more.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass, field
 
-FIRST_BATCH_JOBS = 4
-"""Jobs of typical size in the first batch of a model nobody has measured."""
 BATCHES_A_STEP = 2
-"""Measurements of a step before it is judged; the best of them counts, for a busy machine only ever slows one down."""
-SATURATED = 0.95
-FULL = 0.7
-"""A batch below this share of the budget says nothing about the budget."""
-PROBE_EVERY, PROBE_BATCHES = 64, 4
-"""Full batches between two trials of a neighbouring step, and in one."""
-WORTH_GROWING, WORTH_SHRINKING = 1.05, 0.98
-"""Rate of the neighbour against the present step's: larger batches must gain, smaller ones only not lose, since they
-keep urgent work prompt and leave more of the pool to choose from."""
+"""Measurements of a step of the climb before the next: the first batch of a size costs more than all later ones."""
+SATURATED = 0.97
+WORTH = SATURATED / (1 - SATURATED)
+"""In units of `b / a`: the cost at which a batch is saturated."""
+MARGIN = 1.25
+"""By how much the line must ask for another step before the budget leaves the one that it has settled on."""
+FULL = 0.5
+"""A batch below this share of the budget says nothing about it."""
+PROBE_EVERY, PROBE_BATCHES = 64, 3
+"""Full batches between two rounds of small ones, and in one of those."""
+PROBE_SHARE = 8
+"""A small batch holds this part of a full one: far enough from it for `b` to show, and over in no time."""
+RECENT = 8
+"""Samples of one size that are kept."""
+OUTDATED = 2 * PROBE_EVERY + PROBE_BATCHES
+"""Batches after which a sample tells of another day: the small ones of the last two rounds are at hand."""
+RECOVERY = 0.05
+"""Of what memory allowed, regained at each probe after the device ran out of it."""
 DECAY = 0.98
-SMOOTHING = 0.2
 
 
 @dataclass
 class Line:
-    """Weighted least squares of seconds against cost, older samples fading."""
+    """`t = a * x + b` by least squares of the relative error, through the fastest recent sample of each size.
 
-    weight: float = 0.0
-    x: float = 0.0
-    t: float = 0.0
-    xx: float = 0.0
-    xt: float = 0.0
+    The fastest, since a busy machine only ever slows one down. One of each size, a power of two, so that the many
+    batches of the budget's size do not drown the few small ones, where `b` shows.
+    """
+
+    _samples: dict[int, deque[tuple[int, float, float]]] = field(default_factory=dict)
+    """Size → number, cost and seconds."""
+    _count: int = 0
+    _fit: tuple[float, float] | None = None
 
     def add(self, cost: float, seconds: float) -> None:
-        self.weight = self.weight * DECAY + 1.0
-        self.x = self.x * DECAY + cost
-        self.t = self.t * DECAY + seconds
-        self.xx = self.xx * DECAY + cost * cost
-        self.xt = self.xt * DECAY + cost * seconds
+        self._count += 1
+        self._samples.setdefault(math.frexp(cost)[1], deque(maxlen=RECENT)).append((self._count, cost, seconds))
+        self._forget()
+        self._fit = self._fitted()
 
     def fit(self) -> tuple[float, float] | None:
-        """`(a, b)`, neither negative; None before the first sample."""
-        if not self.weight or not self.x:
-            return None
-        spread = self.weight * self.xx - self.x * self.x
-        if spread > 1e-9 * self.weight * self.xx:
-            a = (self.weight * self.xt - self.x * self.t) / spread
-            b = (self.t - a * self.x) / self.weight
-            if a > 0 and b >= 0:
+        """`(a, b)`, neither negative; None before the first sample. Any thread."""
+        return self._fit
+
+    @property
+    def tells_b(self) -> bool:
+        """Whether samples of different size are at hand."""
+        return len(self._samples) > 1
+
+    def _forget(self) -> None:
+        for size, samples in list(self._samples.items()):
+            while samples and samples[0][0] <= self._count - OUTDATED:
+                samples.popleft()
+            if not samples:
+                del self._samples[size]
+
+    def _fitted(self) -> tuple[float, float]:
+        uu = uv = vv = u_sum = v_sum = 0.0
+        for samples in self._samples.values():
+            _, cost, seconds = max(samples, key=lambda sample: sample[1] / sample[2])
+            u, v = cost / seconds, 1.0 / seconds
+            uu, uv, vv, u_sum, v_sum = uu + u * u, uv + u * v, vv + v * v, u_sum + u, v_sum + v
+        spread = uu * vv - uv * uv
+        if spread > 1e-9 * uu * vv:
+            a = (u_sum * vv - v_sum * uv) / spread
+            b = (v_sum * uu - u_sum * uv) / spread
+            if a >= 0 and b >= 0:
                 return a, b
-        # All samples of one size, or noise larger than the slope: no constant part can be told apart.
-        return self.t / self.x, 0.0
+            if a < 0:
+                # Larger batches took no longer: all of it is overhead.
+                return 0.0, v_sum / vv
+        # All samples of one size, or small ones that were no slower for their size.
+        return u_sum / uu, 0.0
 
 
 @dataclass
@@ -77,7 +108,7 @@ class Sums:
 
 @dataclass
 class Speed:
-    """One version's learned figures. Written by the device's thread alone; any thread may read."""
+    """One version's learned figures. Written by one of the device's threads at a time; any thread may read."""
 
     configured_budget: int | None = None
     max_batch_jobs: int = 2048
@@ -89,29 +120,24 @@ class Speed:
     mean_jobs: float = 0.0
     """Of a batch, recently."""
     seconds_per_job: float | None = None
+    """Of the whole device: a batch that has half of it to itself counts half of its time."""
     seconds_per_unit: float | None = None
-    """Of exact cost, padding included."""
+    """Of exact cost, padding included; of the whole device."""
     units_per_byte: float | None = None
     batches: int = 0
     _sums: Sums = field(default_factory=Sums)
-    _rates: dict[int, float] = field(default_factory=dict)
     _step: int | None = None
     _trials: int = 0
+    """Batches that counted since the last decision."""
     _is_settled: bool = False
-    _settled: int = 0
-    _since_probe: int = 0
-    _probe_upwards: bool = True
-    _probed: tuple[int, float] = (0, 0.0)
-    """Useful cost and seconds of the trial under way."""
+    _is_probing: bool = False
+    _ceiling: float = math.inf
+    """What memory allows, as far as it has shown."""
 
     @property
     def budget(self) -> int:
-        """Padded cost of one batch."""
-        if self.configured_budget is not None:
-            return self.configured_budget
-        if self._step is None:
-            return max(1, round(FIRST_BATCH_JOBS * self.mean_cost))
-        return self._step
+        """Padded cost of the next batch."""
+        return max(1, self._full // PROBE_SHARE) if self._is_probing else self._full
 
     @property
     def is_settled(self) -> bool:
@@ -120,7 +146,7 @@ class Speed:
     @property
     def batch_jobs(self) -> int:
         """About how many jobs a full batch holds."""
-        return max(1, min(self.max_batch_jobs, int(self.budget / max(self.mean_cost, 1e-9))))
+        return max(1, min(self.max_batch_jobs, int(self._full / max(self.mean_cost, 1e-9))))
 
     def seconds_for(self, padded_cost: float) -> float | None:
         """Predicted time of a batch; None before the first one ran."""
@@ -128,21 +154,23 @@ class Speed:
         return None if fit is None else fit[0] * padded_cost + fit[1]
 
     def overhead_cost(self) -> float:
-        """How much padding costs as little as one more batch: b / a, in units of cost."""
-        fit = self.line.fit()
-        return fit[1] / fit[0] if fit is not None and fit[0] > 0 else 0.0
+        """How much padding costs as little as one more batch: b / a, in units of cost; infinity where cost is free."""
+        a, b = self.line.fit() or (0.0, 0.0)
+        return b / a if a > 0 else math.inf if b > 0 else 0.0
 
     def expect(self, *, mean_cost: float) -> None:
         """Tell the typical size of a job before the first batch."""
         if not self.batches:
             self.mean_cost = max(1.0, mean_cost)
 
-    def observe(self, *, padded_cost: int, cost: int, jobs: int, seconds: float, input_bytes: float = 0.0) -> None:
-        """Learn from one batch that ran to its end. `input_bytes` may be an estimate."""
+    def observe(
+        self, *, padded_cost: int, cost: int, jobs: int, seconds: float, share: float = 1.0, input_bytes: float = 0.0
+    ) -> None:
+        """Learn from one batch that ran to its end on this share of the device. `input_bytes` may be an estimate."""
         seconds = max(seconds, 1e-9)
         self.line.add(padded_cost, seconds)
         self.batches += 1
-        self._sums.add(jobs=jobs, cost=cost, seconds=seconds, input_bytes=input_bytes)
+        self._sums.add(jobs=jobs, cost=cost, seconds=share * seconds, input_bytes=input_bytes)
         self.mean_cost = self._sums.cost / self._sums.jobs
         self.mean_jobs = self._sums.jobs / self._sums.batches
         self.seconds_per_job = self._sums.seconds / self._sums.jobs
@@ -150,69 +178,61 @@ class Speed:
         if self._sums.input_bytes:
             self.units_per_byte = self._sums.cost / self._sums.input_bytes
         if self.configured_budget is None and (padded_cost >= FULL * self.budget or jobs >= self.max_batch_jobs):
-            self._learn_budget(cost, seconds)
+            self._adapt()
 
     def shrink(self) -> None:
-        """The device ran out of memory: a fifth less from now on, and no more climbing."""
-        self._step = max(1, int(self.budget * 0.8))
-        self._rates = {step: rate for step, rate in self._rates.items() if step < self._step}
-        self._rates[self._step] = max(self._rates.values(), default=1.0)
-        self._settled, self._is_settled, self._probe_upwards = self._step, True, False
+        """The device ran out of memory: a fifth less from now on, regained bit by bit."""
+        self._step = max(1, int(self._full * 0.8))
+        self._ceiling = self._step
+        self._is_settled, self._is_probing, self._trials = True, False, 0
 
-    def _learn_budget(self, cost: int, seconds: float) -> None:
-        """Judge steps by useful cost per second: a budget that the pool can only fill with padding gains nothing."""
+    @property
+    def _full(self) -> int:
+        if self.configured_budget is not None:
+            return self.configured_budget
+        return self._step if self._step is not None else max(1, round(self.mean_cost))
+
+    def _adapt(self) -> None:
         if self._step is None:
-            self._step = self.budget
-        if self._is_settled:
-            self._refine(self._step, cost, seconds)
-            return
-        step = self._step
-        self._rates[step] = max(cost / seconds, self._rates.get(step, 0.0))
+            self._step = self._full
         self._trials += 1
-        if self._trials < BATCHES_A_STEP:
-            return
-        self._trials = 0
-        below = self._rates.get(step // 2)
-        still_grows = below is None or self._rates[step] * SATURATED > below
-        if still_grows and self._may_try(step * 2):
-            self._step = step * 2
-        else:
-            self._is_settled = True
-            self._choose()
+        if self._is_probing:
+            if self._trials >= PROBE_BATCHES:
+                self._is_probing, self._trials = False, 0
+                self._follow()
+        elif self._is_settled:
+            if self._trials >= PROBE_EVERY:
+                self._is_probing, self._trials = True, 0
+        elif self._trials >= BATCHES_A_STEP:
+            self._trials = 0
+            self._is_settled = self._wanted() <= self._step or not self._grow()
 
-    def _refine(self, step: int, cost: int, seconds: float) -> None:
-        if step != self._settled:
-            self._try_neighbour(step, cost, seconds)
-            return
-        self._rates[step] = _moved(self._rates.get(step), cost / seconds, SMOOTHING)
-        self._since_probe += 1
-        if self._since_probe < PROBE_EVERY:
-            return
-        self._since_probe = 0
-        neighbour = step * 2 if self._probe_upwards else step // 2
-        self._probe_upwards = not self._probe_upwards
-        if neighbour >= 1 and self._may_try(neighbour):
-            self._step, self._probed, self._trials = neighbour, (0, 0.0), 0
+    def _follow(self) -> None:
+        """One step towards what the line asks for now."""
+        assert self._step is not None
+        self._ceiling *= 1 + RECOVERY
+        wanted = self._wanted()
+        if wanted > MARGIN * self._step:
+            self._grow()
+        elif wanted * MARGIN < self._step / 2 or not self._may_try(self._step):
+            self._step = max(1, self._step // 2)
 
-    def _try_neighbour(self, step: int, cost: int, seconds: float) -> None:
-        self._probed = (self._probed[0] + cost, self._probed[1] + seconds)
-        self._trials += 1
-        if self._trials < PROBE_BATCHES:
-            return
-        rate, present = self._probed[0] / self._probed[1], self._rates[self._settled]
-        if rate > present * (WORTH_GROWING if step > self._settled else WORTH_SHRINKING):
-            self._rates[step], self._settled = rate, step
-        self._step = self._settled
+    def _grow(self) -> bool:
+        """Double the step as far as may be; whether it grew."""
+        assert self._step is not None
+        step = int(min(2 * self._step, self._ceiling))
+        if step <= self._step or not self._may_try(step):
+            return False
+        self._step = step
+        return True
 
-    def _choose(self) -> None:
-        best = max(self._rates.values())
-        self._settled = self._step = min(step for step, rate in self._rates.items() if rate >= SATURATED * best)
+    def _wanted(self) -> float:
+        """The cost of a saturated batch."""
+        # Below that a small batch is no smaller than a full one, and nothing more would be learned.
+        least = PROBE_SHARE * self.mean_cost
+        return max(least, WORTH * self.overhead_cost()) if self.line.tells_b else math.inf
 
     def _may_try(self, step: int) -> bool:
         predicted = self.seconds_for(step)
         fits = step / max(self.mean_cost, 1e-9) <= 2 * self.max_batch_jobs
         return fits and (predicted is None or predicted <= self.max_batch_seconds)
-
-
-def _moved(mean: float | None, value: float, share: float) -> float:
-    return value if mean is None else mean + share * (value - mean)

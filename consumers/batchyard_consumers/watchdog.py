@@ -37,12 +37,12 @@ class Watchdog:
 
     def check(self) -> None:
         """Look at both."""
-        running = self._pipeline.device.running
         now = self._clock()
-        if running is not None and now - running.since > running.batch.served.settings.max_run_seconds:
-            # It cannot be interrupted on a device: the process ends.
-            self._on_hang(running)
-            return
+        for running in self._pipeline.device.running:
+            if now - running.since > running.batch.served.settings.max_run_seconds:
+                # It cannot be interrupted on a device: the process ends.
+                self._on_hang(running)
+                return
         silent_since = max(self._pipeline.inbox.last_ticket_at, self._asked_at)
         if len(self._pipeline.inbox) == 0 and now - silent_since > DEAF_SECONDS:
             self._asked_at = now

@@ -101,7 +101,9 @@ class Api:
             metrics=self._metrics.tickets,
         )
         self._reads = SharedReads(store, self._threads)
-        self._waiting = Waiting(store, reads=self._reads, pool=self._threads)
+        # SQLite numbers a flush as it commits it.
+        shows_late = not settings.database.url.startswith("sqlite")
+        self._waiting = Waiting(store, reads=self._reads, pool=self._threads, shows_late=shows_late)
         self._metrics.waiters.set_function(lambda: self._waiting.waiters)
         self._hints = Hints(broker, self._hear, on_gap=self._waiting.sweep_soon)
         announcer = Announcer(catalog=self._catalog, metrics=self._metrics, publisher=self._publisher)

@@ -29,6 +29,8 @@ READERS = 2
 MAX_WATCHED_IDS = 500_000
 LONGEST_GAP_SECONDS = 0.25
 SHORTEST_GAP_SECONDS = 0.005
+CALM_GAP_SECONDS = 0.04
+"""The shortest where hints tell of everything that a stream waits for but its bulk's seal."""
 PATIENCE = 4
 """Fruitless hints in a row after which a stream looks less often."""
 
@@ -122,12 +124,21 @@ class Waiting:
     """The waiters of one event loop, which owns all of this; only `hint` and `sweep_soon` come from other threads."""
 
     def __init__(
-        self, store: ReadStore, *, reads: SharedReads, pool: ThreadPoolExecutor, max_ids: int = MAX_WATCHED_IDS
+        self,
+        store: ReadStore,
+        *,
+        reads: SharedReads,
+        pool: ThreadPoolExecutor,
+        max_ids: int = MAX_WATCHED_IDS,
+        shows_late: bool = True,
     ) -> None:
+        """`shows_late`: what a hint tells of may show a moment later in a bulk's results, see `Pace`."""
         self._store = store
         self._reads = reads
         self._pool = pool
         self._max_ids = max_ids
+        self.first_gap_seconds = SHORTEST_GAP_SECONDS if shows_late else CALM_GAP_SECONDS
+        """Until a stream that was told nothing looks again."""
         self._watched: dict[int, list[_Waiter]] = {}
         self._watched_count = 0
         self._sleepers = 0
@@ -286,13 +297,14 @@ class Waiting:
 class Pace:
     """Says when a stream that found nothing should look again; entered for the life of the stream.
 
-    A hint makes it look at once, unless the last few hints were about other bulks: a hint names jobs, not bulks. After
-    a hint further looks follow at growing gaps, because on Postgres a flush shows only once it was numbered.
+    A hint makes it look at once, unless the last few hints were about other bulks: a hint names jobs, not bulks.
+    Further looks follow at growing gaps, because nothing tells of a seal, and because on Postgres a flush shows only
+    once it was numbered.
     """
 
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
-        self._gap = SHORTEST_GAP_SECONDS
+        self._gap = waiting.first_gap_seconds
         self._misses = 0
         """Hints in a row that brought nothing."""
         self._heard = 0
@@ -312,7 +324,7 @@ class Pace:
 
     def found(self) -> None:
         """The read brought something."""
-        self._gap = SHORTEST_GAP_SECONDS
+        self._gap = self._waiting.first_gap_seconds
         self._misses = 0
 
     async def keep_apart(self, seconds: float) -> None:
@@ -326,7 +338,7 @@ class Pace:
         waiting = self._waiting
         if waiting._heard != self._heard or await waiting._next_hint(min(seconds, self._gap)):
             self._misses += 1
-            self._gap = SHORTEST_GAP_SECONDS
+            self._gap = waiting.first_gap_seconds
             apart = min(SHORTEST_GAP_SECONDS * 2 ** max(0, self._misses - PATIENCE), LONGEST_GAP_SECONDS)
             await self.keep_apart(min(apart, seconds))
             return

@@ -61,6 +61,7 @@ class SentenceEmbeddings(Model):
         self._local = threading.local()
         if _is_plain_text(self._encoder):
             self._adopt_tokenizer(self._encoder.tokenizer)
+            self.concurrent_forward = _is_stateless(self._encoder, options)
 
     def _adopt_tokenizer(self, tokenizer: Any) -> None:
         limit = self._encoder.max_seq_length
@@ -162,6 +163,15 @@ def _is_plain_text(encoder: Any) -> bool:
             and not first._should_flatten_inputs("text", {})
         )
     return False
+
+
+def _is_stateless(encoder: Any, options: dict[str, Any]) -> bool:
+    """Whether no pass changes what another one reads. A repository's own code may; and rotary positions of some kinds
+    are computed anew as lengths change."""
+    if options.get("trust_remote_code", False):
+        return False
+    rotary = {str(getattr(module, "rope_type", "")) for module in encoder.modules()}
+    return not any("dynamic" in kind or "longrope" in kind for kind in rotary)
 
 
 def _json_kind(value: object) -> str:

@@ -15,6 +15,7 @@ from batchyard.store.base import JobStore, JobView, ModelConfig
 from batchyard.testing import memory_store
 from batchyard_consumers.catalog import queues_of
 from batchyard_consumers.claiming import HeldTicket
+from batchyard_consumers.device import Shares
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.pipeline import Pipeline
 from batchyard_consumers.retries import RetryPolicy
@@ -61,6 +62,7 @@ class Line:
             store=self.store,
             queues=self.queues,
             device="cpu",
+            shares=Shares(count=2, cores=2),
             owner=self.owner,
             retries=RetryPolicy(base_seconds=0.001, max_seconds=0.002),
             meter=self.meter,

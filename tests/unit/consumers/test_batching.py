@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard.jobs import ClaimedJob
-from batchyard_consumers.batching import Formed, Limits, Pool, Standing, Turns, patience_seconds
+from batchyard_consumers.batching import PETTY_WASTE, Formed, Limits, Pool, Standing, Turns, patience_seconds
 from tests.unit.consumers.jobs import TOLERANT, claimed
 
 SECOND = 1_000_000_000
@@ -56,7 +56,7 @@ def test_an_empty_pool_forms_nothing() -> None:
 
 
 def test_padding_counts_against_the_budget() -> None:
-    formed = form(pool_of([10, 10, 9, 10]), 30)
+    formed = form(pool_of([10, 10, 9, 10]), 30, overhead_cost=5.0)
     assert formed is not None
     assert costs_of(formed) == [9, 10, 10]
     assert (formed.cost, formed.padded_cost, formed.reason) == (29, 30, "full")
@@ -100,6 +100,40 @@ def test_an_outlier_runs_alone_unless_a_batch_of_its_own_costs_more() -> None:
     assert [len(batch.entries) for batch in together] == [21]
 
 
+def test_a_run_is_cut_where_it_spares_most_padding() -> None:
+    # Two batches of [10] * 20 and [30, 31] spare 20 * 21; a cut anywhere else spares less.
+    costs = [10] * 20 + [30, 31]
+    assert [costs_of(batch) for batch in all_batches(pool_of(costs), 1000, overhead_cost=100.0)] == [
+        [10] * 20,
+        [30, 31],
+    ]
+    # What is left may be worth another cut.
+    assert [len(batch.entries) for batch in all_batches(pool_of([5] * 50 + costs), 4000)] == [50, 20, 2]
+    # Where items are not padded there is nothing to spare.
+    assert [len(batch.entries) for batch in all_batches(pool_of(costs), 1000, padded=False)] == [22]
+
+
+def test_an_urgent_job_is_in_the_part_that_goes_first() -> None:
+    pool = pool_of([10] * 20)
+    pool.add([claimed(50), claimed(51, priority=9)], [None] * 2, [100, 99], now_ns=1)
+    first = form(pool, 10_000)
+    assert first is not None
+    assert (ids_of(first), first.reason) == ([51, 50], "outlier")
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=120),
+    st.integers(1, 4000),
+    st.floats(0.0, 200.0),
+)
+def test_no_batch_would_do_better_as_two(costs: list[int], budget: int, overhead_cost: float) -> None:
+    for formed in all_batches(pool_of(costs), budget, overhead_cost=overhead_cost):
+        taken = costs_of(formed)
+        for k in range(1, len(taken)):
+            spared = k * (taken[-1] - taken[k - 1])
+            assert spared <= max(overhead_cost, PETTY_WASTE * budget)
+
+
 def test_equal_items_go_in_the_order_of_arrival() -> None:
     pool = Pool(rank=rank)
     for first in (0, 4, 8):
@@ -118,9 +152,14 @@ def test_the_sweep_goes_on_where_it_was_and_round_again() -> None:
 def test_the_last_run_upwards_is_filled_from_below() -> None:
     pool = pool_of([8, 8, 8, 9, 9, 10])
     assert costs_of(form(pool, 16)) == [8, 8]
-    assert costs_of(form(pool, 27)) == [8, 9, 9]
+    assert costs_of(form(pool, 27, overhead_cost=5.0)) == [8, 9, 9]
     pool.add([claimed(20), claimed(21)], [None, None], [7, 9], now_ns=1)
-    assert costs_of(form(pool, 30)) == [7, 9, 10]
+    assert costs_of(form(pool, 30, overhead_cost=5.0)) == [7, 9, 10]
+    pool = pool_of([20, 20, 20, 21])
+    assert costs_of(form(pool, 40)) == [20, 20]
+    pool.add([claimed(n) for n in range(20, 50)], [None] * 30, [10] * 30, now_ns=2)
+    # Where that is not worth the padding, the longer ones go first.
+    assert costs_of(form(pool, 1000)) == [20, 21]
 
 
 def test_priority_chooses_the_anchor_and_length_the_company() -> None:
@@ -296,6 +335,20 @@ def test_a_version_that_was_idle_is_not_owed_the_past() -> None:
         picks.append(key)
         turns.charge(key, seconds=1.0)
     assert picks.count("b") in {3, 4}
+
+
+def test_whoever_may_take_only_some_leaves_the_others_their_turn() -> None:
+    turns = Turns()
+    a, b = Standing(key="a"), Standing(key="b")
+    assert turns.pick([a, b]) == "a"
+    turns.charge("a", seconds=1.0)
+    assert turns.pick([a, b], among=lambda key: key == "a") == "a"
+    turns.charge("a", seconds=1.0)
+    # b has waited all the while: it is owed two.
+    for _ in range(2):
+        assert turns.pick([a, b]) == "b"
+        turns.charge("b", seconds=1.0)
+    assert turns.pick([a, b], among=lambda key: key == "c") is None
 
 
 def test_firm_work_of_any_model_goes_first_until_tolerant_work_is_overdue() -> None:

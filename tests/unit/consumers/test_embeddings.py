@@ -82,6 +82,28 @@ def test_every_thread_has_a_tokenizer_of_its_own(model: SentenceEmbeddings) -> N
     assert all(found)
 
 
+def test_passes_may_run_at_the_same_time(model: SentenceEmbeddings) -> None:
+    assert model.concurrent_forward
+    expected = embed(model, TEXTS)
+    found: list[bool] = []
+
+    def run() -> None:
+        found.extend(bool(np.abs(embed(model, TEXTS) - expected).max() < 1e-5) for _ in range(5))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 15
+
+
+def test_passes_that_change_what_others_read_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not loaded(trust_remote_code=True).concurrent_forward
+    monkeypatch.setattr("transformers.models.bert.modeling_bert.BertEmbeddings.rope_type", "dynamic", raising=False)
+    assert not loaded().concurrent_forward
+
+
 def test_options_shorten_rows_and_texts() -> None:
     model = loaded(truncate_dim=64, normalize=True, max_seq_length=16)
     rows = embed(model, TEXTS)

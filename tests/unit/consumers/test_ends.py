@@ -1,7 +1,9 @@
 """Heartbeat, watchdog and drain, over a whole pipeline in this process."""
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from batchyard.broker import Broker
@@ -83,8 +85,31 @@ def test_a_batch_that_does_not_fit_the_grace_is_handed_back_too() -> None:
         assert [view.preemptions for view in views] == [1, 0, 0]
         # Its late result changes nothing.
         gate.opened.set()
-        until(lambda: line.pipeline.device.running is None)
+        until(lambda: not line.pipeline.device.running)
         assert line.store.get_jobs(ids[:1], tenant_id=1)[0].state is State.QUEUED
+        broker.close()
+
+
+def test_of_several_batches_only_those_that_do_not_fit_are_handed_back() -> None:
+    gate = Gate()
+    gate.concurrent_forward = True
+    with Line({"gate": gate}, budget=1) as line:
+        ids = line.submit("gate", ["a", "b"])
+        until(lambda: len(line.pipeline.device.running) == 2)
+        line.pipeline.stop_claiming()
+        ending, broker = drain(line, grace_seconds=60)
+        slow, quick = line.pipeline.device.running
+        line.pipeline.device._running[0] = replace(slow, predicted_seconds=600.0)
+        thread = threading.Thread(target=ending.run, kwargs={"reason": "test"})
+        thread.start()
+        late, early = slow.batch.jobs[0].id, quick.batch.jobs[0].id
+        until(lambda: line.store.get_jobs([late], tenant_id=1)[0].state is State.QUEUED)
+        assert line.store.get_jobs([early], tenant_id=1)[0].state is State.RUNNING
+        gate.opened.set()
+        thread.join(10)
+        views = {view.id: view for view in line.store.get_jobs(ids, tenant_id=1)}
+        assert (views[late].state, views[late].preemptions) == (State.QUEUED, 1)
+        assert (views[early].state, views[early].preemptions) == (State.SUCCEEDED, 0)
         broker.close()
 
 
@@ -138,15 +163,38 @@ def test_a_pass_beyond_its_limit_is_noticed() -> None:
         )
         ids = line.submit("gate", ["a"])
         assert gate.entered.wait(10)
-        until(lambda: line.pipeline.device.running is not None)
-        running = line.pipeline.device.running
-        assert running is not None
+        until(lambda: line.pipeline.device.running)
+        (running,) = line.pipeline.device.running
         now[0] = running.since + 299.0
         watchdog.check()
         assert hung == []
         now[0] = running.since + 301.0
         watchdog.check()
         assert [job.id for job in hung[0].batch.jobs] == ids
+        gate.opened.set()
+        line.finish(ids)
+
+
+def test_every_pass_is_watched() -> None:
+    now = [0.0]
+    hung: list[Running] = []
+    gate = Gate()
+    gate.concurrent_forward = True
+    with Line({"gate": gate}, budget=1) as line:
+        watchdog = Watchdog(
+            line.pipeline,
+            waiting_tickets=lambda: 0,
+            reconnect=lambda: None,
+            on_hang=hung.append,
+            clock=lambda: now[0],
+        )
+        ids = line.submit("gate", ["a", "b"])
+        until(lambda: sum(running.since < math.inf for running in line.pipeline.device.running) == 2)
+        second = line.pipeline.device.running[1]
+        line.pipeline.device._running[1] = replace(second, since=second.since - 300.0)
+        now[0] = second.since + 1.0
+        watchdog.check()
+        assert [running.batch for running in hung] == [second.batch]
         gate.opened.set()
         line.finish(ids)
 

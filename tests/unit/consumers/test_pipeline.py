@@ -1,4 +1,6 @@
+import math
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ from batchyard.jobs import Lane, Outcome, State
 from batchyard.model import Model
 from batchyard.store.base import PayloadInfo
 from batchyard.testing import memory_store
+from batchyard_consumers.held import MAX_HELD_JOBS
 from batchyard_consumers.samples import Lengths, Moody, NoOp
 from tests.unit.consumers.line import Line, until, value_of
 
@@ -201,7 +204,7 @@ class Busy(Model):
 
 
 def test_a_retryable_failure_is_tried_again() -> None:
-    with Line({"busy": Busy(2)}) as line:
+    with Line({"busy": Busy(2)}, budget=10) as line:
         views = line.finish(line.submit("busy", [1, 2, 3]))
         assert [value_of(view) for view in views] == [1, 2, 3]
         assert {view.failures for view in views} == {2}
@@ -269,6 +272,86 @@ def test_a_job_cancelled_after_its_claim_leaves_before_its_batch() -> None:
         assert gate.seen == ["first", "third"]
 
 
+# --- several passes at a time -----------------------------------------------------------------------------------------
+
+
+class Meeting(Model):
+    """Counts the passes that run at the same time, and notes on how many cores."""
+
+    def __init__(self, *, expects: int) -> None:
+        self.concurrent_forward = expects > 1
+        self.cores: set[int] = set()
+        self._met = threading.Barrier(expects)
+        self._inside = threading.Semaphore(expects)
+
+    def forward(self, items: Sequence[Any]) -> Any:
+        assert self._inside.acquire(blocking=False), "more at a time than may be"
+        try:
+            self._met.wait(20)
+            self.cores.add(torch.get_num_threads())
+            return items
+        finally:
+            self._inside.release()
+
+
+def test_passes_of_a_model_that_allows_it_share_the_cores() -> None:
+    model = Meeting(expects=2)
+    with Line({"model": model}, budget=1) as line:
+        views = line.finish(line.submit("model", list(range(6))))
+        assert [value_of(view) for view in views] == list(range(6))
+        assert model.cores == {1}
+
+
+def test_passes_of_other_models_come_one_after_the_other_on_all_cores() -> None:
+    model = Meeting(expects=1)
+    with Line({"model": model}, budget=1) as line:
+        line.finish(line.submit("model", list(range(20))))
+        assert model.cores == {2}
+
+
+def test_a_model_that_allows_no_more_runs_beside_one_that_does() -> None:
+    gate, meeting = Gate(), Meeting(expects=2)
+    with Line({"gate": gate, "meeting": meeting}, budget=1) as line:
+        held = line.submit("gate", [1])
+        assert gate.entered.wait(10)
+        more = line.submit("gate", [2])
+        # The one share that is left serves it, but two passes can only meet once the gate is open.
+        met = line.submit("meeting", [3, 4])
+        until(lambda: len(line.pipeline.device.running) == 2)
+        assert {running.batch.served.name for running in line.pipeline.device.running} == {"gate@1", "meeting@1"}
+        gate.opened.set()
+        assert [value_of(view) for view in line.finish([*held, *more, *met])] == [1, 2, 3, 4]
+
+
+def test_a_pass_on_half_of_the_device_counts_half_of_its_time() -> None:
+    gate = Gate()
+    gate.concurrent_forward = True
+    with Line({"gate": gate}, budget=1) as line:
+        ids = line.submit("gate", ["a", "b"])
+        until(lambda: sum(running.since < math.inf for running in line.pipeline.device.running) == 2)
+        first, last = sorted(running.since for running in line.pipeline.device.running)
+        until(lambda: time.monotonic() - last > 0.2)
+        gate.opened.set()
+        views = line.finish(ids)
+        elapsed = time.monotonic() - first
+        assert line.meter.busy_seconds <= elapsed
+        for view in views:
+            assert view.device_us is not None
+            assert 0.09 < view.device_us / 1e6 <= elapsed / 2
+
+
+def test_suspects_run_alone_whatever_the_model_allows() -> None:
+    alone = Meeting(expects=1)
+    alone.concurrent_forward = True
+    with Line({"model": alone}, budget=1) as line:
+        ids = line.submit("model", [1, 2, 3], tickets=False)
+        line.store.release(
+            line.claim(ids, queue_id=line.served["model"].queue_ids[Lane.FIRM]), owner=line.owner, suspect=True
+        )
+        line.ticket(line.served["model"].queue_ids[Lane.FIRM], ids)
+        line.finish(ids)
+
+
 # --- lanes, order, holding --------------------------------------------------------------------------------------------
 
 
@@ -307,6 +390,41 @@ def test_no_more_is_claimed_than_the_device_can_soon_use() -> None:
         gate.opened.set()
         line.finish(ids)
         until(lambda: len(line.done) == 4)
+
+
+def test_a_sliver_of_a_ticket_is_left_until_more_is_missing() -> None:
+    line = Line({"noop": NoOp()}, budget=8)
+    served, claimer, holding = line.served["noop"], line.pipeline.claimer, line.pipeline.holding
+    served.speed.observe(padded_cost=8, cost=8, jobs=8, seconds=0.04)
+    # Two seconds of work at 5 ms a job, but no more than 32 batches.
+    ids = line.submit("noop", list(range(600)), tickets=False)
+    line.ticket(served.queue_ids[Lane.FIRM], ids, size=600)
+    assert claimer.step()
+    assert holding.ahead(served) == 256
+    holding.left_pool(served, 60)
+    assert not claimer.step()
+    holding.left_pool(served, 4)
+    assert claimer.step()
+    assert holding.ahead(served) == 256
+    # What is wholly at hand is taken at once.
+    holding.left_pool(served, 30)
+    few = line.submit("noop", [1, 2], lane=Lane.TOLERANT, tickets=False)
+    line.ticket(served.queue_ids[Lane.TOLERANT], few)
+    assert not claimer.step(), "firm jobs are left"
+    holding.left_pool(served, 226)
+    assert claimer.step()
+    line.store.close()
+
+
+def test_whatever_there_is_room_for_is_claimed_where_nothing_waits() -> None:
+    line = Line({"noop": NoOp()}, budget=8)
+    served, claimer, holding = line.served["noop"], line.pipeline.claimer, line.pipeline.holding
+    holding._jobs = MAX_HELD_JOBS - 3
+    ids = line.submit("noop", list(range(10)))
+    assert claimer.step()
+    assert holding.ahead(served) == 3
+    assert [view.state for view in line.store.get_jobs(ids, tenant_id=1)].count(State.RUNNING) == 3
+    line.store.close()
 
 
 def test_a_model_that_is_not_loaded_is_not_claimed() -> None:

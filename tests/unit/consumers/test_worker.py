@@ -43,7 +43,7 @@ def test_tickets_are_fetched_for_half_a_second(seconds_per_job: float | None, ti
         (8, 1.0, 0.0, 16),  # two batches, however slow
         (8, 0.1, 0.0, 28),  # two seconds beyond the next batch
         (8, 0.1, 1.0, 18),  # shared with what other models hold
-        (34, 0.0037, 0.0, 544),  # sixteen batches
+        (34, 0.001, 0.0, 1088),  # thirty-two batches
         (1, 1e-6, 0.0, 256),
         (2048, 1e-7, 0.0, MAX_AHEAD_JOBS),
     ],

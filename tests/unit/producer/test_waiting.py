@@ -12,7 +12,7 @@ from batchyard.errors import QueueFull, Unavailable
 from batchyard.jobs import State
 from batchyard.store.base import JobView
 from batchyard_producer import waiting as waiting_module
-from batchyard_producer.waiting import SharedReads, Waiting
+from batchyard_producer.waiting import CALM_GAP_SECONDS, SHORTEST_GAP_SECONDS, SharedReads, Waiting
 from tests.unit.samples import job_view
 
 pytestmark = pytest.mark.anyio
@@ -231,3 +231,15 @@ async def test_a_stream_looks_at_once_after_a_hint_and_patiently_without() -> No
                 waiting.hint([3])
                 await pace.rest(0.05)
             assert loop.time() - began > 0.15
+
+
+@pytest.mark.parametrize(("shows_late", "gap"), [(True, SHORTEST_GAP_SECONDS), (False, CALM_GAP_SECONDS)])
+async def test_a_stream_that_was_told_nothing_looks_again_at_growing_gaps(shows_late: bool, gap: float) -> None:
+    loop = asyncio.get_running_loop()
+    async with running(Store(), shows_late=shows_late) as waiting:
+        with waiting.pace() as pace:
+            for times in (1, 2, 4):
+                pace.look()
+                began = loop.time()
+                await pace.rest(50)
+                assert loop.time() - began > 0.9 * times * gap
