@@ -12,7 +12,7 @@ from batchyard.jobs import Lane, State
 from batchyard.settings import PoolSettings
 from batchyard.store.base import BacklogRow, JobStore, ModelVersion, PoolDecision
 from batchyard.telemetry import log_event
-from batchyard_scaler.policy import PoolState, QueueBacklog, decide, needed_now
+from batchyard_scaler.policy.simple import PoolState, QueueBacklog, decide, needed_now
 
 REPORT_MS = 5_000
 """How often a decision is written down while it asks for the same number."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchyard_scaler.policy import PoolState, QueueBacklog, decide
+from batchyard_scaler.policy.simple import PoolState, QueueBacklog, decide
 
 
 def pool(
