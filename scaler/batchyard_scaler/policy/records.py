@@ -86,7 +86,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool = False
     """None are wanted, and what runs is drained."""
     never_loaded: Sequence[str] = ()
-    """Versions that no consumer has loaded yet: their schema and speed are unknown, and one is started to learn them."""
+    """Versions that no consumer has loaded yet: one is started to learn their schema and speed."""
 
     def count(self, *states: str) -> int:
         return sum(replica.state in states for replica in self.replicas)
