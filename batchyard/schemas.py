@@ -427,6 +427,9 @@ class Consumer(msgspec.Struct, kw_only=True, omit_defaults=True):
     started_at: str
     models: list[str] = []
     ready_at: str | None = None
+    zone: str | None = None
+    preempted_at: str | None = None
+    """When it heard that its machine is taken back."""
     stats: dict[str, Any] = {}
 
 

@@ -130,11 +130,22 @@ class JobStore(Protocol):
     ) -> int:
         """A fresh random owner id (63 bits) with a live lease, in state "starting"."""
 
-    def renew(self, owner: int, *, lease_ms: int, state: str, stats: Mapping[str, Any]) -> Renewal:
-        """Prolong the lease from the database's now and store what the consumer reports; O(jobs it holds)."""
+    def renew(
+        self,
+        owner: int,
+        *,
+        lease_ms: int,
+        state: str,
+        stats: Mapping[str, Any],
+        zone: str = "",
+        is_preempted: bool = False,
+    ) -> Renewal:
+        """Prolong the lease from the database's now and store what the consumer reports; O(jobs it holds). When it
+        first told that it is preempted, and the zone that it told last, stay."""
 
     def deregister(self, owner: int) -> None:
-        """Leave in order: state "gone". What it still owns goes back to its queues, as release does."""
+        """Leave in order: state "gone". What it still owns goes back to its queues, as release does; of a preempted
+        consumer, counted as preempted."""
 
     def note_solo(self, owner: int, *, job_id: int | None) -> None:
         """A consumer is about to run this suspect and nothing beside it, or is through with it (None): should nobody be

@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, or_, select
+from sqlalchemy import Row, and_, func, or_, select
 
 from batchyard.jobs import ClaimedJob, State
 from batchyard.store.base import ConsumerInfo, PoolDecision, Renewal
 from batchyard.store.deltas import HOUR_MS, Deltas, JobRow
 from batchyard.store.moves import Moves
-from batchyard.store.sql import IS_RUNNING, JOB_ROW
+from batchyard.store.sql import IS_RUNNING, JOB_ROW, PREEMPTED
 from batchyard.store.tables import consumers, decisions, jobs, leases
 
 _AWAY = ("gone", "dead")
@@ -46,12 +46,25 @@ class Fleet(Moves):
             )
         return owner
 
-    def renew(self, owner: int, *, lease_ms: int, state: str, stats: Mapping[str, Any]) -> Renewal:
+    def renew(
+        self,
+        owner: int,
+        *,
+        lease_ms: int,
+        state: str,
+        stats: Mapping[str, Any],
+        zone: str = "",
+        is_preempted: bool = False,
+    ) -> Renewal:
         """See `JobStore.renew`. A lease that ran out but was not reaped yet comes back to life."""
         with self._writing() as connection:
             now = self._database_ms(connection)
             mine = and_(consumers.c.id == owner, consumers.c.state.not_in(_AWAY))
             values: dict[str, Any] = {"lease_until": now + lease_ms, "state": state, "stats": json.dumps(stats)}
+            if zone:
+                values["zone"] = zone
+            if is_preempted:
+                values["preempted_at"] = func.coalesce(consumers.c.preempted_at, now)
             if connection.execute(consumers.update().where(mine).values(values)).rowcount == 0:
                 return Renewal(alive=False)
             if state == "ready":
@@ -67,8 +80,10 @@ class Fleet(Moves):
             mine = and_(consumers.c.id == owner, consumers.c.state.not_in(_AWAY))
             now = self._database_ms(connection)
             connection.execute(consumers.update().where(mine).values(state="gone", lease_until=now))
+            taken_back = select(consumers.c.preempted_at).where(consumers.c.id == owner)
+            counted = PREEMPTED if connection.execute(taken_back).scalar() else {}
             held = select(*JOB_ROW).where(jobs.c.owner == owner, IS_RUNNING)
-            self._requeue(connection, self._lock_jobs(connection, held), deltas=deltas, now_ms=now)
+            self._requeue(connection, self._lock_jobs(connection, held), deltas=deltas, now_ms=now, **counted)
             self._record(connection, deltas)
 
     def release(
@@ -77,7 +92,7 @@ class Fleet(Moves):
         """See `JobStore.release`."""
         counted: dict[str, Any] = {}
         if preempted:
-            counted["preemptions"] = jobs.c.preemptions + 1
+            counted |= PREEMPTED
         if suspect:
             counted["suspect"] = True
         by_attempt: dict[int, list[int]] = {}
@@ -161,6 +176,8 @@ def _consumer(row: Row[Any]) -> ConsumerInfo:
         started_at_ms=row.started_at,
         ready_at_ms=row.ready_at,
         lease_until_ms=row.lease_until,
+        zone=row.zone,
+        preempted_at_ms=row.preempted_at,
     )
 
 

@@ -12,7 +12,7 @@ from batchyard.blame import Death, Record, charged, crash_error
 from batchyard.jobs import State
 from batchyard.store.deltas import Deltas, JobRow
 from batchyard.store.moves import Moves
-from batchyard.store.sql import IS_RUNNING, JOB_ROW
+from batchyard.store.sql import IS_RUNNING, JOB_ROW, PREEMPTED
 from batchyard.store.tables import consumers, job_results, jobs
 from batchyard.store.views import ERROR, dump_error
 
@@ -28,11 +28,13 @@ _HELD: Select[Any] = select(
     consumers.c.state,
     consumers.c.executing,
     consumers.c.cause,
+    consumers.c.preempted_at,
 ).join_from(jobs, consumers, consumers.c.id == jobs.c.owner)
 
 
 class _Verdict(NamedTuple):
-    """What is known against one job from now on, and what of; `death` is None for a consumer that left in order."""
+    """What is known against one job from now on, and what of; `death` is None for a consumer that left in order
+    or lost its machine."""
 
     held: Row[Any]
     record: Record
@@ -82,15 +84,17 @@ class Reaping(Moves):
         """Requeue what dead consumers held, each with what is known against it now; fail what has ended too many."""
         verdicts = self._verdicts(connection, rows)
         guilty: list[JobRow] = []
-        by_record: dict[Record, list[JobRow]] = {}
+        by_record: dict[tuple[Record, bool], list[JobRow]] = {}
         for row in rows:
-            record = verdicts[row.id].record
-            alike = guilty if record.is_fatal and not row.cancel_requested else by_record.setdefault(record, [])
+            record, is_preempted = verdicts[row.id].record, verdicts[row.id].held.preempted_at is not None
+            is_over = record.is_fatal and not row.cancel_requested
+            alike = guilty if is_over else by_record.setdefault((record, is_preempted), [])
             alike.append(row)
         self._fail(connection, guilty, verdicts, deltas=deltas, now_ms=now_ms)
         queued: dict[int, list[int]] = {}
-        for record, alike in by_record.items():
-            known = {"suspect": record.suspect, "crashes": record.crashes, "unexplained": record.unexplained}
+        for (record, is_preempted), alike in by_record.items():
+            known: dict[str, Any] = dict(PREEMPTED) if is_preempted else {}
+            known |= {"suspect": record.suspect, "crashes": record.crashes, "unexplained": record.unexplained}
             back = self._requeue(connection, alike, deltas=deltas, now_ms=now_ms, **known)
             for queue_id, ids in back.items():
                 queued[queue_id] = sorted([*queued.get(queue_id, ()), *ids])
@@ -135,7 +139,7 @@ class Reaping(Moves):
 
 
 def _death(held: Row[Any]) -> Death | None:
-    if held.state != "dead":
+    if held.state != "dead" or held.preempted_at is not None:
         return None
     executing = None if held.executing is None else frozenset(json.loads(held.executing))
     return Death(executing=executing, cause=held.cause)

@@ -86,6 +86,10 @@ class ConsumerInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at_ms: int
     ready_at_ms: int | None
     lease_until_ms: int
+    zone: str = ""
+    """Of its cloud, such as `us-east-1a`; "" where it is not known."""
+    preempted_at_ms: int | None = None
+    """When it told that its machine is taken back. It drains from then on, and its state ends as gone or dead."""
 
     def has_loaded(self, model: str) -> bool | None:
         """Whether it has loaded this version ("embed@1"), as its last heartbeat told; None where it did not tell."""

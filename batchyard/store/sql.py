@@ -30,6 +30,9 @@ JOB_ROW = (
 )
 """The columns of a `JobRow`, in its order."""
 
+PREEMPTED = {"preemptions": jobs.c.preemptions + 1}
+"""What changes in a job that its consumer lost with its machine."""
+
 IS_QUEUED = jobs.c.state == literal_column("0")
 IS_RUNNING = jobs.c.state == literal_column("1")
 IS_WAITING = jobs.c.state == literal_column("2")

@@ -350,6 +350,8 @@ consumers = Table(
     Column("lease_until", BigInteger, nullable=False),
     Column("executing", Text, comment="JSON array: jobs that it died of, or the suspect that it runs; NULL: unknown"),
     Column("cause", Text, comment="How its process ended, for people"),
+    Column("zone", Text, nullable=False, server_default=text("''"), comment="Of its cloud; empty: not known"),
+    Column("preempted_at", BigInteger, comment="When it told that its machine is taken back; it drains from then on"),
 )
 
 leases = Table(

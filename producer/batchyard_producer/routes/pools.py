@@ -72,6 +72,8 @@ def _consumer(info: ConsumerInfo, names: Mapping[int, str]) -> schemas.Consumer:
         started_at=rfc3339(info.started_at_ms),
         models=_once(names[number] for number in info.queue_ids if number in names),
         ready_at=optional_rfc3339(info.ready_at_ms),
+        zone=info.zone or None,
+        preempted_at=optional_rfc3339(info.preempted_at_ms),
         # The samples are for /metrics, and large.
         stats={name: value for name, value in info.stats.items() if name != "samples"},
     )

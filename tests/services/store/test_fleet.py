@@ -49,6 +49,35 @@ def test_an_unknown_consumer_is_told_so(store: JobStore) -> None:
     assert not store.renew(4242, lease_ms=60_000, state="ready", stats={}).alive
 
 
+def test_a_consumer_tells_its_zone_and_when_its_machine_is_taken_back(store: JobStore) -> None:
+    owner = store.register_consumer(
+        pool="p", host="h", pid=1, device="cpu", capacity="spot", queue_ids=[], lease_ms=60_000
+    )
+    (before,) = store.consumers()
+    assert (before.zone, before.preempted_at_ms) == ("", None)
+    store.renew(owner, lease_ms=60_000, state="ready", stats={}, zone="z-1")
+    told_from = store.now_ms()
+    store.renew(owner, lease_ms=60_000, state="draining", stats={}, is_preempted=True)
+    first = store.consumers()[0]
+    assert first.zone == "z-1"
+    assert first.preempted_at_ms is not None
+    assert first.preempted_at_ms >= told_from - 1
+    eventually(lambda: store.now_ms() > (first.preempted_at_ms or 0) + 3)
+    store.renew(owner, lease_ms=60_000, state="draining", stats={}, is_preempted=True)
+    store.deregister(owner)
+    (gone,) = store.consumers()
+    assert (gone.state, gone.zone, gone.preempted_at_ms) == ("gone", "z-1", first.preempted_at_ms)
+
+
+def test_what_a_preempted_consumer_still_holds_is_counted_as_preempted(yard: Yard) -> None:
+    leaving = yard.consumer()
+    ids = yard.submit(2)
+    yard.claim(ids, owner=leaving)
+    yard.store.renew(leaving, lease_ms=60_000, state="draining", stats={}, is_preempted=True)
+    yard.store.deregister(leaving)
+    assert [(view.state, view.preemptions, view.failures) for view in map(yard.view, ids)] == [(State.QUEUED, 1, 0)] * 2
+
+
 def test_leaving_hands_back_what_is_held(yard: Yard) -> None:
     leaving = yard.consumer()
     ids = yard.submit(3)

@@ -184,3 +184,17 @@ def test_another_tenants_crash_shows_nowhere_else(yard: Yard) -> None:
 def test_notes_of_the_unknown_change_nothing(store: JobStore) -> None:
     store.note_solo(4242, job_id=1)
     assert store.consumers() == []
+
+
+def test_a_machine_that_was_taken_back_blames_no_job(yard: Yard) -> None:
+    ids = yard.submit(2)
+    for preemptions in range(1, UNEXPLAINED_LIMIT + 1):
+        owner = yard.consumer()
+        yard.claim(ids, owner=owner)
+        yard.store.renew(owner, lease_ms=1, state="draining", stats={}, is_preempted=True)
+        back: list[int] = []
+        eventually(lambda back=back: bool(back.extend(reap(yard)) or back))  # type: ignore[misc]
+        assert back == ids
+        assert [yard.view(job_id).preemptions for job_id in ids] == [preemptions] * 2
+    assert suspects(yard, ids) == [False, False]
+    assert [yard.view(job_id).crashes for job_id in ids] == [0, 0]
