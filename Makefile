@@ -56,7 +56,7 @@ format: venv
 bench: venv
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# Resolves the lock anew for every platform, upgrading what the ranges allow. The excluded packages are the CUDA
+# Resolves the lock anew for every platform, upgrading what the ranges allow. Excluded are pip, which is there, and CUDA
 # libraries: where torch's build wants them it brings them by its own metadata.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
