@@ -32,7 +32,9 @@ from batchyard.store.records import (
     ModelVersion,
     PayloadInfo,
     PoolDecision,
+    PoolOverride,
     Renewal,
+    SpendRow,
     Tenant,
     UsageRow,
 )
@@ -55,8 +57,10 @@ __all__ = [
     "ModelVersion",
     "PayloadInfo",
     "PoolDecision",
+    "PoolOverride",
     "Renewal",
     "ResultRow",
+    "SpendRow",
     "Tenant",
     "UsageRow",
 ]
@@ -198,6 +202,13 @@ class JobStore(Protocol):
     def expire_due(self, *, limit: int) -> list[int]:
         """Queued and waiting jobs past their deadline become expired (or cancelled, where asked)."""
 
+    def move_to_firm(
+        self, queues: Mapping[int, int], *, preemptions: int, start_before_ms: int, limit: int
+    ) -> dict[int, list[int]]:
+        """Move queued and waiting jobs from tolerant queues to firm ones, given as tolerant → firm queue id: those
+        preempted so often, and queued ones whose latest safe start is before `start_before_ms`; not held ones.
+        Returns firm queue id → ids that are queued there and may be ticketed."""
+
     def sweep_bulks(self, *, limit: int) -> int:
         """Carry on holding, freeing or cancelling the jobs of bulks that were paused, resumed or cancelled."""
 
@@ -227,6 +238,9 @@ class JobStore(Protocol):
 
     def create_tenant(self, name: str, *, weight: float = 1.0) -> Tenant:
         """Conflict where the name is taken. Tenant 1, "default", always exists."""
+
+    def set_tenant_limits(self, name: str, limits: TenantLimits) -> Tenant:
+        """Replace all of a tenant's own limits; NotFound. API processes follow within a second or two."""
 
     def create_key(
         self, *, prefix: str, tenant_id: int, name: str, digest: bytes, scopes: Sequence[str], expires_at_ms: int | None
@@ -305,6 +319,10 @@ class JobStore(Protocol):
     def finished_jobs(self) -> dict[int, int]:
         """Queue id → jobs that ever succeeded or failed there, kept or retired meanwhile: it never falls. O(queues)."""
 
+    def arrivals(self) -> dict[int, tuple[int, int]]:
+        """Queue id → jobs that were ever submitted there, and their estimated cost, deleted ones included; what moved
+        to another queue counts there. O(queues)."""
+
     def oldest_queued_ms(self) -> dict[int, int]:
         """Queue id → created_at of its oldest queued job."""
 
@@ -315,11 +333,28 @@ class JobStore(Protocol):
 
     # --- pools (decided by scalers) ---
 
-    def report_decision(self, decision: PoolDecision) -> None:
-        """Keep it in the place of the pool's last one."""
+    def report_decision(self, *made: PoolDecision) -> None:
+        """Keep each in the place of its pool's last one."""
 
     def decisions(self) -> list[PoolDecision]:
         """The last one of every pool that a scaler has ever decided about, by name."""
+
+    def pin_pool(self, pool: str, *, replicas: int | None) -> None:
+        """Fix the number of a pool's replicas by hand; None: let the scaler decide again."""
+
+    def set_pool_paused(self, pool: str, *, paused: bool) -> None: ...
+
+    def overrides(self) -> dict[str, PoolOverride]:
+        """By pool; those that nobody ever touched are left out."""
+
+    def record_signals(self, *, spent: Sequence[SpendRow], learned_values: Mapping[str, Any]) -> None:
+        """Add to what was spent, and keep each JSON value in the place of the last one of its name; one transaction."""
+
+    def spent(self, *, since_hour: int) -> list[SpendRow]:
+        """By pool and hour, ascending."""
+
+    def learned(self) -> dict[str, Any]:
+        """What scalers noted, by name."""
 
     # --- payloads ---
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, or_, select
 
 from batchyard.jobs import ID_STRIDE, State
 from batchyard.store.bulks import SWEEP_HELD, SWEEP_PENDING
-from batchyard.store.deltas import Deltas
+from batchyard.store.deltas import Deltas, JobRow
 from batchyard.store.moves import Moves
-from batchyard.store.sql import IN_SWEEP, IS_QUEUED, IS_WAITING, JOB_ROW
-from batchyard.store.tables import bulk_chunks, bulks, jobs
+from batchyard.store.sql import IN_SWEEP, IS_PREEMPTED, IS_QUEUED, IS_WAITING, JOB_ROW
+from batchyard.store.tables import bulk_chunks, bulks, jobs, tenants
 
 CAN_EXPIRE = and_(jobs.c.deadline.is_not(None), or_(IS_QUEUED, IS_WAITING))
 
@@ -46,6 +47,47 @@ class Chores(Moves):
                 self._move(connection, going, to, deltas=deltas, finished_at=now)
             self._record(connection, deltas)
         return [row.id for row in rows]
+
+    def move_to_firm(
+        self, queues: Mapping[int, int], *, preemptions: int, start_before_ms: int, limit: int
+    ) -> dict[int, list[int]]:
+        """See `JobStore.move_to_firm`."""
+        if not queues:
+            return {}
+        tolerant = self._among(jobs.c.queue_id, sorted(queues))
+        free = jobs.c.priority >= 0
+        # Each in the words of its index; the tenants are named so that the range of `start_by` is one.
+        often = and_(tolerant, IS_PREEMPTED, jobs.c.preemptions >= preemptions, free)
+        urgent = and_(
+            tolerant,
+            jobs.c.tenant_id.in_(select(tenants.c.id)),
+            IS_QUEUED,
+            jobs.c.start_by.is_not(None),
+            jobs.c.start_by < start_before_ms,
+            free,
+        )
+        found = [select(*JOB_ROW).where(one).limit(limit) for one in (often, urgent)]
+        if not self._finds(*found):
+            return {}
+        deltas = Deltas()
+        moved: dict[int, list[int]] = {}
+        with self._writing() as connection:
+            rows = {row.id: row for statement in found for row in self._lock_jobs(connection, statement)}
+            for old, new in queues.items():
+                going = [row for row in rows.values() if row.queue_id == old]
+                self._change_queue(connection, going, queue_id=new, deltas=deltas)
+                if queued := sorted(row.id for row in going if row.state == State.QUEUED):
+                    moved[new] = queued
+            self._record(connection, deltas)
+        return moved
+
+    def _change_queue(self, connection: Connection, rows: Sequence[JobRow], *, queue_id: int, deltas: Deltas) -> None:
+        if not rows:
+            return
+        ids = [row.id for row in rows]
+        connection.execute(jobs.update().where(self._among(jobs.c.id, ids)).values(queue_id=queue_id))
+        for row in rows:
+            deltas.move(row, State(row.state), queue_id=queue_id)
 
     # --- bulks ---
 

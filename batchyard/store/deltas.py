@@ -75,10 +75,20 @@ class Deltas:
             entry[0] += jobs
             entry[1] += cost if exact_cost is None else exact_cost
 
-    def move(self, job: JobRow, to: State, *, priority: int | None = None, deadline_ms: int | None = None) -> None:
-        """One job leaves its state for `to`, perhaps with another priority or deadline; terminal ones are flushed."""
+    def move(
+        self,
+        job: JobRow,
+        to: State,
+        *,
+        priority: int | None = None,
+        deadline_ms: int | None = None,
+        queue_id: int | None = None,
+    ) -> None:
+        """One job leaves its state for `to`, perhaps with another priority, deadline or queue; terminal ones are
+        flushed."""
         self._count_row(job, jobs=-1)
         moved = job._replace(
+            queue_id=job.queue_id if queue_id is None else queue_id,
             state=int(to),
             priority=job.priority if priority is None else priority,
             deadline=job.deadline if deadline_ms is None else deadline_ms,

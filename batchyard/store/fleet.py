@@ -1,4 +1,4 @@
-"""Consumers with their leases, what scalers decided about pools, and the named leases of leaders."""
+"""Consumers with their leases, and the named leases of leaders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Row, and_, func, or_, select
 
 from batchyard.jobs import ClaimedJob, State
-from batchyard.store.base import ConsumerInfo, PoolDecision, Renewal
+from batchyard.store.base import ConsumerInfo, Renewal
 from batchyard.store.deltas import HOUR_MS, Deltas, JobRow
 from batchyard.store.moves import Moves
 from batchyard.store.sql import IS_RUNNING, JOB_ROW, PREEMPTED
-from batchyard.store.tables import consumers, decisions, jobs, leases
+from batchyard.store.tables import consumers, jobs, leases
 
 _AWAY = ("gone", "dead")
 
@@ -120,26 +120,6 @@ class Fleet(Moves):
             rows = connection.execute(select(consumers).where(present).order_by(consumers.c.started_at)).all()
         return [_consumer(row) for row in rows]
 
-    def report_decision(self, decision: PoolDecision) -> None:
-        """See `JobStore.report_decision`."""
-        values = {
-            "replicas": decision.replicas,
-            "live": decision.live,
-            "reason": decision.reason,
-            "backlog_jobs": decision.backlog_jobs,
-            "backlog_seconds": decision.backlog_seconds,
-            "decided_at": decision.decided_at_ms,
-        }
-        insert = self._insert(decisions).values(pool=decision.pool, **values)
-        with self._writing() as connection:
-            connection.execute(insert.on_conflict_do_update(index_elements=["pool"], set_=values))
-
-    def decisions(self) -> list[PoolDecision]:
-        """See `JobStore.decisions`."""
-        with self._reading() as connection:
-            rows = connection.execute(select(decisions).order_by(decisions.c.pool)).all()
-        return [_decision(row) for row in rows]
-
     def lead(self, name: str, *, holder: int, lease_ms: int) -> bool:
         """See `JobStore.lead`."""
         with self._writing() as connection:
@@ -178,16 +158,4 @@ def _consumer(row: Row[Any]) -> ConsumerInfo:
         lease_until_ms=row.lease_until,
         zone=row.zone,
         preempted_at_ms=row.preempted_at,
-    )
-
-
-def _decision(row: Row[Any]) -> PoolDecision:
-    return PoolDecision(
-        pool=row.pool,
-        replicas=row.replicas,
-        live=row.live,
-        reason=row.reason,
-        backlog_jobs=row.backlog_jobs,
-        backlog_seconds=row.backlog_seconds,
-        decided_at_ms=row.decided_at,
     )

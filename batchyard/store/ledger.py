@@ -36,6 +36,13 @@ class Ledgers(SqlStore):
         with self._reading() as connection:
             return {queue_id: int(count) for queue_id, count in connection.execute(counted)}
 
+    def arrivals(self) -> dict[int, tuple[int, int]]:
+        """See `JobStore.arrivals`. Every change of state leaves the sum over all states alone."""
+        rows = self._sums(BACKLOG).subquery()
+        sums = select(rows.c.queue_id, func.sum(rows.c.jobs), func.sum(rows.c.cost)).group_by(rows.c.queue_id)
+        with self._reading() as connection:
+            return {queue_id: (int(count), int(cost)) for queue_id, count, cost in connection.execute(sums)}
+
     def recount(self) -> list[BacklogRow]:
         """See `JobStore.recount`."""
         terminal = jobs.c.state >= int(State.SUCCEEDED)

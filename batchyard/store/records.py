@@ -10,10 +10,20 @@ import msgspec
 from batchyard.jobs import ErrorInfo, Lane, State
 
 
+class TenantLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's own limits, see `LimitSettings`. None: as configured for all; 0: none."""
+
+    queued_jobs: int | None = None
+    stored_bytes: int | None = None
+    requests_per_second: float | None = None
+    jobs_per_second: float | None = None
+
+
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     name: str
     weight: float = 1.0
+    limits: TenantLimits = TenantLimits()
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +127,14 @@ class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """Of one consumer's time; None while a model's speed is unknown."""
     decided_at_ms: int
     """By the store's clock."""
+    rule: str = ""
+    """What decided, as one word."""
+    binding_deadline_ms: int | None = None
+    """The deadline that asked for the most replicas, to the minute."""
+    unmeetable_jobs: int = 0
+    """Whose deadline comes before any replica that is not there yet could help."""
+    zones: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """Of a spot pool: replicas wanted in each zone."""
 
     def age_seconds(self, *, now_ms: int) -> float:
         """By the store's clock too."""
@@ -125,6 +143,24 @@ class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
     def is_stale(self, *, now_ms: int) -> bool:
         """Whether it may be shown only, and no pool be sized by it."""
         return self.age_seconds(now_ms=now_ms) > STALE_SECONDS
+
+
+class PoolOverride(msgspec.Struct, frozen=True, kw_only=True):
+    """What people fixed by hand."""
+
+    pool: str
+    pinned: int | None = None
+    is_paused: bool = False
+
+
+class SpendRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pool's consumers took of one hour (whole hours since the epoch)."""
+
+    pool: str
+    hour: int
+    replica_seconds: float
+    dollars: float
+    """At the prices of the time; 0 without one."""
 
 
 class Renewal(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ from batchyard.store.editing import Editing
 from batchyard.store.fleet import Fleet
 from batchyard.store.ledger import Ledgers
 from batchyard.store.order import Order
+from batchyard.store.pools import Pools
 from batchyard.store.reading import Readers
 from batchyard.store.reaping import Reaping
 from batchyard.store.registry import Registry
 from batchyard.store.retention import Retention
 
 
-class SharedStore(Registry, Fleet, Order, Readers, Bulks, Editing, Reaping, Chores, Retention, Ledgers):
+class SharedStore(Registry, Fleet, Pools, Order, Readers, Bulks, Editing, Reaping, Chores, Retention, Ledgers):
     """A dialect adds what `SqlStore` asks for, and `close`, `ping`, `durability`, `submit`, `claim`, `finish`,
     `release` and `fold`; it may override any other method that deserves statements of its own."""

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from itertools import starmap
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, and_, literal_column, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from batchyard.errors import NotFound, Unavailable
@@ -36,6 +36,7 @@ PREEMPTED = {"preemptions": jobs.c.preemptions + 1}
 IS_QUEUED = jobs.c.state == literal_column("0")
 IS_RUNNING = jobs.c.state == literal_column("1")
 IS_WAITING = jobs.c.state == literal_column("2")
+IS_PREEMPTED = and_(jobs.c.preemptions > literal_column("0"), or_(IS_QUEUED, IS_WAITING))
 """As in the partial indexes: with a bound parameter in place of the number no planner would use them."""
 
 IN_SWEEP = bulks.c.sweep > literal_column("0")

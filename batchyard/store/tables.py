@@ -44,6 +44,10 @@ tenants = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("weight", Float, nullable=False, server_default=text("1")),
     Column("created_at", BigInteger, nullable=False),
+    Column("queued_jobs", BigInteger, comment="Limits; NULL: as configured for all, 0: none"),
+    Column("stored_bytes", BigInteger),
+    Column("requests_per_second", Float),
+    Column("jobs_per_second", Float),
 )
 
 api_keys = Table(
@@ -147,6 +151,9 @@ Index("jobs_due", jobs.c.not_before, sqlite_where=WAITING, postgresql_where=WAIT
 # Comparisons rather than IN: SQLite tests these at every change of state, and IN costs half a microsecond each.
 _DEADLINE = text("deadline IS NOT NULL AND (state = 0 OR state = 2)")
 Index("jobs_deadline", jobs.c.deadline, sqlite_where=_DEADLINE, postgresql_where=_DEADLINE)
+# The rare half first: of most jobs no more than that is looked at.
+_PREEMPTED = text("preemptions > 0 AND (state = 0 OR state = 2)")
+Index("jobs_preempted", jobs.c.queue_id, sqlite_where=_PREEMPTED, postgresql_where=_PREEMPTED)
 _RARE = text("state = 2 OR state > 3")
 Index("jobs_rare", jobs.c.tenant_id, jobs.c.state, jobs.c.id, sqlite_where=_RARE, postgresql_where=_RARE)
 
@@ -369,11 +376,46 @@ decisions = Table(
     Column("pool", Text, primary_key=True),
     Column("replicas", Integer, nullable=False, comment="Wanted"),
     Column("live", Integer, nullable=False, comment="Starting or ready"),
+    Column("rule", Text, nullable=False, server_default=text("''"), comment="What decided, as one word"),
     Column("reason", Text, nullable=False),
     Column("backlog_jobs", BigInteger, nullable=False),
     Column("backlog_seconds", Float, comment="Of one consumer's time; NULL while a speed is unknown"),
+    Column("binding_deadline", BigInteger, comment="The deadline that asked for the most replicas"),
+    Column(
+        "unmeetable_jobs",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="Due before any replica that is not there yet could help",
+    ),
+    Column("zones", Text, nullable=False, server_default=text("'{}'"), comment="JSON: of a spot pool, zone → replicas"),
     Column("decided_at", BigInteger, nullable=False),
     comment="The last one of each pool",
+)
+
+pool_overrides = Table(
+    "pool_overrides",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("pinned", Integer, comment="Replicas that someone fixed by hand"),
+    Column("paused", Boolean, nullable=False, server_default=text("false"), comment="None are wanted"),
+)
+
+spend = Table(
+    "spend",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False, comment="Whole hours since the epoch"),
+    Column("replica_seconds", Float, nullable=False),
+    Column("dollars", Float, nullable=False, comment="At the prices of the time; 0 without one"),
+)
+
+learned = Table(
+    "learned",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False, comment="JSON"),
+    comment="What scalers measured, for the next one: cold starts, speeds, arrivals",
 )
 
 payloads = Table(

@@ -1,9 +1,7 @@
 """Consumers as they come, report and go."""
 
-import msgspec
-
 from batchyard.jobs import State
-from batchyard.store.base import JobStore, PoolDecision
+from batchyard.store.base import JobStore
 from tests.services.store.yard import Yard, eventually
 
 
@@ -91,19 +89,3 @@ def test_leaving_hands_back_what_is_held(yard: Yard) -> None:
 
 def test_owners_differ(yard: Yard) -> None:
     assert len({yard.consumer() for _ in range(10)}) == 10
-
-
-def test_the_last_decision_about_each_pool_is_kept(store: JobStore) -> None:
-    assert store.decisions() == []
-    first = PoolDecision(
-        pool="spot", replicas=2, live=1, reason="40 jobs", backlog_jobs=40, backlog_seconds=12.5, decided_at_ms=1 << 41
-    )
-    other = PoolDecision(
-        pool="local", replicas=0, live=0, reason="no work", backlog_jobs=0, backlog_seconds=None, decided_at_ms=7
-    )
-    for made in (first, other):
-        store.report_decision(made)
-    assert store.decisions() == [other, first]
-    later = msgspec.structs.replace(first, replicas=0, backlog_seconds=None, decided_at_ms=(1 << 41) + 5)
-    store.report_decision(later)
-    assert store.decisions() == [other, later]
