@@ -9,6 +9,17 @@ from typing import Any, Literal
 
 from batchyard.jobs import Lane
 
+RUNTIMES = (
+    "image-classification",
+    "reranking",
+    "sentence-transformers",
+    "text-classification",
+    "token-classification",
+    "torch-export",
+    "torchscript",
+)
+"""What a model may name as its runtime, beside a class of the user's own; each needs a `source`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
@@ -59,7 +70,27 @@ class QueueSettings:
     retry_base_seconds: float = 1.0
     retry_max_seconds: float = 300.0
     lease_seconds: float = 30.0
+    max_preemptions: int = 3
+    """A tolerant job that was preempted so often moves to the firm lane, where an on_demand pool serves its model."""
+    firm_slack_seconds: float = 30.0
+    """So does one whose latest safe start is nearer than this, where an on_demand consumer is ready to take it."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """What each tenant may use, unless `batchyard tenants limit` says otherwise of it. 0: no limit."""
+
+    queued_jobs: int = 0
+    """Jobs that wait, over all queues; beyond it submission answers 429."""
+    stored_bytes: int = 0
+    """Inputs and results that are kept, and payloads."""
+    requests_per_second: float = 0.0
+    """Calls of any kind, at each API process."""
+    jobs_per_second: float = 0.0
+    """Jobs submitted, at each API process."""
+
+
+NO_LIMITS = LimitSettings()
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionSettings:
@@ -83,7 +114,7 @@ class StorageSettings:
 class ModelSettings:
     name: str
     runtime: str
-    """`sentence-transformers`, or `package.module:Class`."""
+    """One of RUNTIMES, or `package.module:Class`."""
     version: str = "1"
     source: str = ""
     """A folder, `package:DISTRIBUTION_PACKAGE/path`, or a hub id."""
@@ -176,6 +207,7 @@ class Settings:
     database: DatabaseSettings = DatabaseSettings()
     broker: BrokerSettings = BrokerSettings()
     queues: QueueSettings = QueueSettings()
+    limits: LimitSettings = NO_LIMITS
     retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()

@@ -132,7 +132,9 @@ class DispatcherMetrics:
         )
         self.round_seconds = make.histogram("dispatcher_round_seconds", "Duration of one round", buckets=SECONDS)
         self.requeued_jobs = make.counter(
-            "jobs_requeued_total", "Jobs made queued again: a retry fell due, or their consumer died", "reason"
+            "jobs_requeued_total",
+            "Jobs made queued again: a retry fell due, their consumer died, or they moved to the firm lane",
+            "reason",
         )
         self.expired_jobs = make.counter("jobs_expired_total", "Jobs not started by their deadline")
         self.retired_jobs = make.counter("jobs_retired_total", "Finished jobs deleted by retention")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from batchyard.configuration.faults import listed, nearest
 from batchyard.jobs import Lane
+from batchyard.settings import RUNTIMES
 
 
 class Refused(Exception):
@@ -195,14 +196,20 @@ RULES: Mapping[str, Rule] = {
     "queues.retry_base_seconds": _SECONDS,
     "queues.retry_max_seconds": _SECONDS,
     "queues.lease_seconds": between(1, 3600),
+    "queues.max_preemptions": at_least(1),
+    "queues.firm_slack_seconds": at_least(0),
+    "limits.queued_jobs": at_least(0),
+    "limits.stored_bytes": at_least(0),
+    "limits.requests_per_second": at_least(0),
+    "limits.jobs_per_second": at_least(0),
     "retention.keep_seconds": _SECONDS,
     "retention.keep_bytes": at_least(0),
     "retention.payload_seconds": at_least(60),
     "retention.tombstone_seconds": at_least(0),
     "storage.url": matching(rf"file|{_URL}", '"file" or a URL that fsspec knows, such as "s3://bucket/folder"'),
     "models.runtime": matching(
-        r"sentence-transformers|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
-        '"sentence-transformers" or "my_package.my_module:MyModel"',
+        rf"{'|'.join(RUNTIMES)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
+        f'one of {listed(RUNTIMES)}, or "my_package.my_module:MyModel"',
     ),
     "models.version": matching(NAME.pattern, "letters, digits, dots, dashes and underscores, at most 63"),
     "models.weight": at_least(0),

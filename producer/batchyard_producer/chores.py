@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from batchyard.jobs import Lane
 from batchyard.settings import Settings
 from batchyard.store.base import JobStore
 from batchyard.telemetry import DispatcherMetrics
@@ -40,6 +41,8 @@ class Chores:
     ) -> None:
         self._store = store
         self._retention = settings.retention
+        self._queues = settings.queues
+        self._firm_models = {model for pool in settings.pools if pool.capacity == "on_demand" for model in pool.models}
         self._lease_seconds = settings.queues.lease_seconds
         self._timing = timing
         self._requeued = requeued
@@ -73,6 +76,7 @@ class Chores:
         self._reap()
         self._promote()
         self._expire()
+        self._move_to_firm()
         self._sweep_bulks()
         self._fold(is_active=is_active)
         self._retire()
@@ -95,6 +99,32 @@ class Chores:
         self._again_if(expired >= STEP_JOBS, "expire")
         if expired and self._metrics is not None:
             self._metrics.expired_jobs.inc(expired)
+
+    def _move_to_firm(self) -> None:
+        """Tolerant jobs that spot capacity has failed, or fails to reach in time. The latter only to consumers that
+        are ready: a spot consumer is a better hope than one that has yet to start."""
+        if not self._firm_models or not self._is_due("firm", every=self._timing.firm):
+            return
+        served = {
+            version.queue_ids[Lane.TOLERANT]: version.queue_ids[Lane.FIRM]
+            for version in self._store.models()
+            if not self._firm_models.isdisjoint((version.model, version.name))
+        }
+        ready = {
+            queue_id
+            for info in self._store.consumers()
+            if info.state == "ready" and info.capacity == "on_demand"
+            for queue_id in info.queue_ids
+        }
+        soon_ms = self._store.now_ms() + round(self._queues.firm_slack_seconds * 1000)
+        for start_before_ms, is_ready in ((soon_ms, True), (0, False)):
+            moved = self._store.move_to_firm(
+                {old: new for old, new in served.items() if (new in ready) is is_ready},
+                preemptions=self._queues.max_preemptions,
+                start_before_ms=start_before_ms,
+                limit=STEP_JOBS,
+            )
+            self._requeue(moved, chore="firm", reason="moved_to_firm")
 
     def _sweep_bulks(self) -> None:
         if self._is_due("sweep", every=self._timing.sweep):

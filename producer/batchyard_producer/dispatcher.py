@@ -49,6 +49,8 @@ class Timing:
     reap: float = 5.0
     promote: float = 0.5
     expire: float = 1.0
+    firm: float = 2.0
+    """Between moves of tolerant jobs to the firm lane."""
     sweep: float = 1.0
     fold: float = 0.025
     """Between folds while there is something to fold, where readers wait for it (Postgres)."""

@@ -129,6 +129,9 @@ class Life:
         self.store.expire_due(limit=self.random.randint(1, 5))
         self.store.sweep_bulks(limit=self.random.randint(1, 10))
         self.store.reap(limit=5)
+        lanes = {self.yard.tolerant: self.yard.queue}
+        before_ms = self.store.now_ms() + self.random.choice([0, 120_000])
+        self.store.move_to_firm(lanes, preemptions=1, start_before_ms=before_ms, limit=3)
         self.store.fold(limit=self.random.randint(1, 100))
 
     def pause_or_resume(self) -> None:
