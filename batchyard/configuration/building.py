@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from batchyard.configuration.faults import fault, listed, nearest
 from batchyard.configuration.sources import SECTIONS, Given, Path_
 from batchyard.configuration.values import NAME, RULES, Refused, convert
-from batchyard.settings import HardwareSettings, ModelSettings, PoolSettings, Settings
+from batchyard.settings import RUNTIMES, HardwareSettings, ModelSettings, PoolSettings, Settings
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ class Builder:
 
     def _with_source(self, path: Path_, model: ModelSettings) -> ModelSettings:
         """A source that is surely a path is read from the file's folder, wherever the consumer starts."""
-        if model.runtime == "sentence-transformers" and not model.source and (*path, "source") not in self.given:
+        if model.runtime in RUNTIMES and not model.source and (*path, "source") not in self.given:
             self.faults.append(
                 f'{".".join(path)}.source is missing: a folder, "package:NAME/folder" or a hub id of the model to load'
             )

@@ -1,6 +1,7 @@
 """How a model gets into memory: the runtimes by name, and a user's own class by dotted path.
 
-To add a runtime, write a `Model` subclass in a module of this package and name it in RUNTIMES. Beyond what `Model`
+To add a runtime, write a `Model` subclass in a module of this package and name it in RUNTIMES and
+in `batchyard.settings`. Beyond what `Model`
 says a runtime may define
 
 - `pads = False`: a batch costs the sum of its items, not the longest times their number;
@@ -17,8 +18,17 @@ from batchyard.model import Model
 from batchyard.settings import ModelSettings
 from batchyard_consumers.runtimes.sources import resolve_source
 
-RUNTIMES = {"sentence-transformers": "batchyard_consumers.runtimes.embeddings:SentenceEmbeddings"}
-"""Name in `batchyard.toml` → where the class is; imported when first used."""
+_HERE = "batchyard_consumers.runtimes"
+RUNTIMES = {
+    "image-classification": f"{_HERE}.images:ImageClassification",
+    "reranking": f"{_HERE}.classification:Reranking",
+    "sentence-transformers": f"{_HERE}.embeddings:SentenceEmbeddings",
+    "text-classification": f"{_HERE}.classification:TextClassification",
+    "token-classification": f"{_HERE}.tagging:TokenClassification",
+    "torch-export": f"{_HERE}.programs:TorchExport",
+    "torchscript": f"{_HERE}.programs:TorchScript",
+}
+"""Name in `batchyard.toml`, of `batchyard.settings.RUNTIMES` → where the class is; imported when first used."""
 
 
 def find_model(settings: ModelSettings) -> type[Model]:

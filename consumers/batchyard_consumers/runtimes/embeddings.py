@@ -6,20 +6,16 @@ is not a plain text transformer goes the library's own way at forward, with its 
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from batchyard.errors import InvalidInput
 from batchyard.model import Model
 from batchyard_consumers.runtimes.sources import is_local
-
-SAMPLE_TOKENS = 32
+from batchyard_consumers.runtimes.tokens import SAMPLE_TOKENS, Tokenizer, is_stateless, misfit
 
 
 class SentenceEmbeddings(Model):
@@ -33,12 +29,9 @@ class SentenceEmbeddings(Model):
     cost_unit: ClassVar[str] = "tokens"
 
     _encoder: Any
-    _tokenizer: Any = None
-    """Set where texts are turned into tokens here; the copies in `_local` are used, one a thread."""
+    _tokenizer: Tokenizer | None = None
+    """Set where texts are turned into tokens here."""
     _device: str
-    _pad_id: int
-    _max_tokens: int
-    _feature_names: frozenset[str]
     _truncate_dim: int | None
 
     def load(self, device: str) -> None:
@@ -58,28 +51,19 @@ class SentenceEmbeddings(Model):
             self._encoder.max_seq_length = int(options["max_seq_length"])
         self._device = device
         self._truncate_dim = self._encoder.truncate_dim
-        self._local = threading.local()
         if _is_plain_text(self._encoder):
-            self._adopt_tokenizer(self._encoder.tokenizer)
-            self.concurrent_forward = _is_stateless(self._encoder, options)
-
-    def _adopt_tokenizer(self, tokenizer: Any) -> None:
-        limit = self._encoder.max_seq_length
-        self._max_tokens = min(limit or tokenizer.model_max_length, tokenizer.model_max_length)
-        self._pad_id = tokenizer.pad_token_id or 0
-        self._feature_names = frozenset(tokenizer.model_input_names)
-        backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        backend.no_padding()
-        backend.enable_truncation(self._max_tokens)
-        self._tokenizer = backend
+            limit = self._encoder.max_seq_length
+            self._tokenizer = Tokenizer(self._encoder.tokenizer, max_tokens=limit, device=device)
+            # A repository's own code may do anything.
+            self.concurrent_forward = not options.get("trust_remote_code", False) and is_stateless(self._encoder)
 
     def preprocess(self, inputs: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
         texts = [text if isinstance(text, str) else None for text in inputs]
         prompt = self._prompt(params)
         good = [prompt + text for text in texts if text is not None]
-        prepared = iter(self._tokenize(good) if self._tokenizer is not None else good)
+        prepared = iter(self._tokenizer.ids(good) if self._tokenizer is not None else good)
         return [
-            next(prepared) if text is not None else InvalidInput(f"an input is a string, not {_json_kind(given)}")
+            next(prepared) if text is not None else misfit(given, wanted="a string")
             for text, given in zip(texts, inputs, strict=True)
         ]
 
@@ -102,29 +86,11 @@ class SentenceEmbeddings(Model):
         """Items to warm up with."""
         if self._tokenizer is None:
             return ["a sample " * (SAMPLE_TOKENS // 2)] * max(1, cost // SAMPLE_TOKENS)
-        return [np.full(SAMPLE_TOKENS, self._pad_id, dtype=np.int64)] * max(1, cost // SAMPLE_TOKENS)
-
-    def _tokenize(self, texts: list[str]) -> list[Any]:
-        tokenizer = getattr(self._local, "tokenizer", None)
-        if tokenizer is None:
-            # Fast tokenizers are not made for several threads at once.
-            tokenizer = self._local.tokenizer = copy.deepcopy(self._tokenizer)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in tokenizer.encode_batch_fast(texts)]
+        return self._tokenizer.samples(cost)
 
     def _padded(self, items: Sequence[Any]) -> dict[str, Any]:
-        lengths = [len(ids) for ids in items]
-        shape = (len(items), max(lengths))
-        tokens = np.full(shape, self._pad_id, dtype=np.int64)
-        mask = np.zeros(shape, dtype=np.int64)
-        for row, (ids, length) in enumerate(zip(items, lengths, strict=True)):
-            tokens[row, :length] = ids
-            mask[row, :length] = 1
-        features = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
-        if "token_type_ids" in self._feature_names:
-            features["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
-        moved: dict[str, Any] = {name: tensor.to(self._device, non_blocking=True) for name, tensor in features.items()}
-        moved["modality"] = "text"
-        return moved
+        assert self._tokenizer is not None
+        return {**self._tokenizer.padded(items), "modality": "text"}
 
     def _by_library(self, texts: Sequence[str]) -> dict[str, Any]:
         features = self._encoder.preprocess(list(texts))
@@ -163,19 +129,3 @@ def _is_plain_text(encoder: Any) -> bool:
             and not first._should_flatten_inputs("text", {})
         )
     return False
-
-
-def _is_stateless(encoder: Any, options: dict[str, Any]) -> bool:
-    """Whether no pass changes what another one reads. A repository's own code may; and rotary positions of some kinds
-    are computed anew as lengths change."""
-    if options.get("trust_remote_code", False):
-        return False
-    rotary = {str(getattr(module, "rope_type", "")) for module in encoder.modules()}
-    return not any("dynamic" in kind or "longrope" in kind for kind in rotary)
-
-
-def _json_kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds = {bool: "a boolean", dict: "an object", list: "an array", bytes: "a payload"}
-    return kinds.get(type(value), "a number")

@@ -1,0 +1,93 @@
+"""Models of the transformers library as they come into memory: weights, configuration, tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from batchyard.errors import InvalidInput, ModelLoadError
+from batchyard.model import Model
+from batchyard_consumers.runtimes.sources import is_local
+from batchyard_consumers.runtimes.tokens import Tokenizer, is_stateless
+
+
+class Pretrained(Model):
+    """A model with one of the library's heads.
+
+    Options: `revision`, `trust_remote_code`, `max_tokens` (longer texts are cut). Weights are read from safetensors
+    alone, because unpickling runs what a file says.
+
+    Those that classify give `{"label", "score"}`, and with `top_k` in the options or a job's params
+    `{"labels": [{"label", "score"}, …]}`, best first. Scores are probabilities: of each label by itself where the
+    model says that several may hold, or has only one, else of one among all; a model of regression gives its value.
+    """
+
+    cost_unit = "tokens"
+
+    _head: str
+    """Name of the library's class that brings the head."""
+    _module: Any
+    _tokenizer: Tokenizer
+    _labels: list[str]
+
+    def load(self, device: str) -> None:
+        self._load_module(device)
+        self._tokenizer = self._load_tokenizer(device)
+
+    def _load_module(self, device: str) -> None:
+        import transformers
+
+        kind = getattr(transformers, self._head)
+        self._module = kind.from_pretrained(self.source, use_safetensors=True, **self._where()).to(device).eval()
+        names = self._module.config.id2label
+        self._labels = [str(names[place]) for place in range(len(names))]
+        self.concurrent_forward = not self._where()["trust_remote_code"] and is_stateless(self._module)
+
+    def _load_tokenizer(self, device: str) -> Tokenizer:
+        from transformers import AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(self.source, **self._where())
+        if not tokenizer.is_fast:
+            raise ModelLoadError("its tokenizer has no fast form (tokenizer.json), which this runtime needs")
+        places = getattr(self._module.config, "max_position_embeddings", None)
+        limits = [limit for limit in (self.options.get("max_tokens"), places) if isinstance(limit, int) and limit > 0]
+        return Tokenizer(tokenizer, max_tokens=min(limits, default=None), device=device)
+
+    def _where(self) -> dict[str, Any]:
+        return {
+            "local_files_only": is_local(self.source),
+            "revision": self.options.get("revision"),
+            "trust_remote_code": bool(self.options.get("trust_remote_code", False)),
+        }
+
+    def _logits(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[rows, …, labels], float32, on the CPU."""
+        logits: torch.Tensor = self._module(**features).logits.float().cpu()
+        return logits
+
+    def _top(self, params: dict[str, Any]) -> int | None:
+        """How many labels are wanted; None: the best alone, without a list. InvalidInput."""
+        top = params.get("top_k", self.options.get("top_k"))
+        if top is not None and (not isinstance(top, int) or isinstance(top, bool) or top < 1):
+            raise InvalidInput(f"top_k is a whole number from 1, not {top!r}")
+        return top
+
+    def _labelled(self, logits: torch.Tensor, tops: Sequence[int | None]) -> list[Any]:
+        """The result of each row of `logits` [batch, labels]."""
+        most = min(max(top or 1 for top in tops), len(self._labels))
+        best = torch.topk(self._probabilities(logits), most, dim=-1)
+        named = [
+            [{"label": self._labels[place], "score": score} for place, score in zip(places, found, strict=True)]
+            for places, found in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        return [labels[0] if top is None else {"labels": labels[:top]} for labels, top in zip(named, tops, strict=True)]
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        kind = self._module.config.problem_type
+        if kind == "regression":
+            return logits
+        if kind == "multi_label_classification" or len(self._labels) == 1:
+            return logits.sigmoid()
+        return logits.softmax(dim=-1)
