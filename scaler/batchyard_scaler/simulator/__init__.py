@@ -1,0 +1,1 @@
+"""What a policy would have cost: a trace's arrivals replayed against it, with its peers beside it."""
