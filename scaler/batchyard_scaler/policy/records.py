@@ -12,12 +12,15 @@ from typing import Literal
 
 import msgspec
 
+from batchyard.jobs import BUCKET_MS
+
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
     """Work that is wanted at one time."""
 
     in_seconds: float
-    """Until its deadline; negative where that is past, `math.inf` where it has none."""
+    """Until its deadline, rounded up as `Fleet.due_step_seconds` says; negative where that is past, `math.inf` where it
+    has none."""
     jobs: int
     work_seconds: float
 
@@ -38,6 +41,11 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """Someone waits for one of its jobs now: no held activation."""
     is_prior: bool = False
     """The work is estimated by a stated prior, for its model's speed is not learned yet: decide with a wide margin."""
+    usual_slack_seconds: float | None = None
+    """Between a job's arrival and its deadline, as nearly all are given; inf: they have none; None: not known. Where it
+    is long, the next job can wait for a start, so an idle replica need not wait for the next job."""
+    value: float = 1.0
+    """Of one of its jobs in time, relative to others: where the budget is short, those of most value go first."""
     forecast: Sequence[Due] = ()
     """Work that is likely to arrive (an upper quantile), by the time when it will be due."""
 
@@ -78,8 +86,10 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     restart_cost_seconds: float
     """What a start costs, as seconds of an idle replica's time: by it an idle replica is kept or let go."""
     replicas: Sequence[Replica] = ()
+    swap_seconds: float = 0.0
+    """What a replica needs to put another of its models into memory."""
     idle_for_seconds: float = 0.0
-    """Since its surplus was last needed."""
+    """Since when at least one of its replicas has been idle without a pause; 0: none is."""
     zones: Sequence[Zone] = ()
     pinned: int | None = None
     """As many as someone fixed by hand."""
@@ -110,6 +120,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     pools: Sequence[Pool]
     demands: Sequence[Demand]
     budget: Budget = Budget()
+    due_step_seconds: float = BUCKET_MS / 1000
+    """How finely deadlines are known: work due `in_seconds` may be due as much earlier."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
