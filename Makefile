@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-format check-lint check-types check-imports format bench lock clean
+.PHONY: help venv demo test check check-format check-lint check-types check-imports format proto bench lock clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -55,6 +55,11 @@ format: venv
 
 bench: venv
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# What is generated from the proto file that KEDA's external scaler is published by.
+EXTERNAL := scaler/batchyard_scaler/external
+proto: venv
+	$(BIN)/python -m grpc_tools.protoc -I$(EXTERNAL) --python_out=$(EXTERNAL) --pyi_out=$(EXTERNAL) externalscaler.proto
 
 # Resolves the lock anew for every platform, upgrading what the ranges allow. Excluded are pip, which is there, and CUDA
 # libraries: where torch's build wants them it brings them by its own metadata.
