@@ -440,7 +440,8 @@ class Pool(msgspec.Struct, kw_only=True, omit_defaults=True):
     models: list[str]
     min: int
     max: int
-    price_per_hour: float
+    price_per_hour: float | None = None
+    """Of one consumer, in dollars; absent where it is not known."""
     consumers: list[Consumer] = []
     decision: PoolScale | None = None
 

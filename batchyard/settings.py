@@ -92,6 +92,7 @@ class LimitSettings:
 
 NO_LIMITS = LimitSettings()
 
+
 @dataclass(frozen=True, kw_only=True)
 class RetentionSettings:
     keep_seconds: float = 7 * 24 * 3600.0
@@ -137,6 +138,33 @@ class ModelSettings:
         return f"{self.name}@{self.version}"
 
 
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """Other limits of a pool at certain hours: `[[pools.NAME.schedule]]`."""
+
+    days: tuple[str, ...] = DAYS
+    """On which it begins."""
+    from_minute: int
+    """Of the day, by the clocks of the time zone."""
+    to_minute: int
+    """Of the next day where it is not after `from_minute`."""
+    timezone: str = "UTC"
+    min: int | None = None
+    """None: as the pool says."""
+    max: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings:
+    """What all pools together may cost, in dollars; None: no limit."""
+
+    per_hour: float | None = None
+    per_month: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
     name: str
@@ -152,7 +180,18 @@ class PoolSettings:
     """A local consumer above `min` leaves after this long without work."""
     drain_seconds: float = 20.0
     """Grace that a consumer has to finish what it holds."""
-    price_per_hour: float = 0.0
+    cloud: Literal["auto", "none", "aws", "gcp", "azure"] = "auto"
+    """Whose metadata service tells a consumer its zone, and a spot consumer that its machine is taken back; `auto`: as
+    the machine's firmware says."""
+    metadata_url: str = ""
+    """Where that service answers; "": at the cloud's own address."""
+    price_per_hour: float | None = None
+    """Of one consumer, in dollars; None: not known, and its cost is shown as hours of consumers."""
+    speed: float = 1.0
+    """Of one consumer, as a multiple of that of the other pools which serve the same models."""
+    zones: tuple[str, ...] = ()
+    """Where its consumers may run, such as `us-east-1a`; a spot pool is spread over them."""
+    schedule: tuple[ScheduleSettings, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +235,8 @@ class KubernetesSettings:
     volumes: tuple[str, ...] = ()
     """Persistent volume claims that the API and the consumers mount, each CLAIM:/PATH or CLAIM:/PATH:ro."""
     api_replicas: int = 2
+    keda_namespace: str = "keda"
+    """Where KEDA runs, which alone reaches the scaler with the trigger `external-push`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +252,7 @@ class Settings:
     retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    budget: BudgetSettings = BudgetSettings()
     hardware: tuple[HardwareSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
     pools: tuple[PoolSettings, ...] = ()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from batchyard.configuration.faults import fault, listed, nearest
+from batchyard.configuration.schedules import contradictions, schedules
 from batchyard.configuration.sources import SECTIONS, Given, Path_
 from batchyard.configuration.values import NAME, RULES, Refused, convert
-from batchyard.settings import RUNTIMES, HardwareSettings, ModelSettings, PoolSettings, Settings
+from batchyard.settings import RUNTIMES, HardwareSettings, ModelSettings, PoolSettings, ScheduleSettings, Settings
 
 T = TypeVar("T")
 
@@ -33,7 +34,10 @@ class Builder:
         sections = {name: self._section(kind, (name,), {}) for name, kind in SECTIONS.items()}
         hardware = self._hardware()
         models = self._models()
+        faults_before = len(self.faults)
         pools = self._pools(models, hardware)
+        if len(self.faults) == faults_before:
+            self.faults.extend(contradictions(pools, sections["budget"]))
         top = self._section(Settings, (), {"state_dir": default_state}, only={"log_level"})
         given_state = self.given.get(("state_dir",))
         if state_dir is not None:
@@ -66,6 +70,8 @@ class Builder:
                 continue
             if known.name == "options":
                 values["options"] = self._options(path, given)
+            elif known.name == "schedule":
+                values["schedule"] = self._schedules((*path, "schedule"), given)
             elif given is not None:
                 self._take(values, (*path, known.name), given, hints[known.name])
             elif known.default is MISSING and known.default_factory is MISSING:
@@ -89,6 +95,11 @@ class Builder:
             self._fault((*path, "options"), given, "a table")
         depth = len(path) + 2
         return {p[-1]: g.value for p, g in self.given.items() if len(p) == depth and p[:-1] == (*path, "options")}
+
+    def _schedules(self, path: Path_, given: Given | None) -> tuple[ScheduleSettings, ...]:
+        if given is None:
+            return ()
+        return schedules(given.value, name=".".join(path), origin=given.origin, faults=self.faults)
 
     def _names(self, section: str) -> list[str]:
         return list(dict.fromkeys(path[1] for path in self.given if path[0] == section and len(path) > 1))

@@ -11,6 +11,7 @@ from typing import Any
 from batchyard.configuration.faults import listed, nearest
 from batchyard.settings import (
     BrokerSettings,
+    BudgetSettings,
     DatabaseSettings,
     HardwareSettings,
     KubernetesSettings,
@@ -35,6 +36,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "retention": RetentionSettings,
     "storage": StorageSettings,
     "kubernetes": KubernetesSettings,
+    "budget": BudgetSettings,
 }
 NAMED_SECTIONS: Mapping[str, type[Any]] = {
     "hardware": HardwareSettings,

@@ -242,11 +242,17 @@ RULES: Mapping[str, Rule] = {
     "kubernetes.env_secrets": _OBJECTS,
     "kubernetes.volumes": each(rf"{_LABEL}(\.{_LABEL})*:/[^:]+(:ro)?", "volumes, each CLAIM:/PATH or CLAIM:/PATH:ro"),
     "kubernetes.api_replicas": at_least(1),
+    "kubernetes.keda_namespace": matching(_LABEL, "a namespace: at most 63 lower-case letters, digits and dashes"),
     "pools.device": matching(r"auto|cpu|mps|cuda(:\d+)?", '"auto", "cpu", "mps", "cuda" or "cuda:N"'),
     "pools.min": at_least(0),
     "pools.max": at_least(1),
     "pools.idle_seconds": at_least(0),
     "pools.drain_seconds": _SECONDS,
+    "pools.metadata_url": matching(r"(https?://.+)?", "an http or https URL"),
     "pools.price_per_hour": at_least(0),
+    "pools.speed": above(0),
+    "pools.zones": each(r"[A-Za-z0-9][A-Za-z0-9_-]*", "zones, named by letters, digits, dashes and underscores"),
+    "budget.per_hour": above(0),
+    "budget.per_month": above(0),
 }
 """By section and key; the name of the model or pool left out."""

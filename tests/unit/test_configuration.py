@@ -8,7 +8,7 @@ import pytest
 from batchyard.configuration import EXAMPLE, load_settings, redacted
 from batchyard.errors import ConfigurationError
 from batchyard.jobs import Lane
-from batchyard.settings import PoolSettings, Settings
+from batchyard.settings import PoolSettings, ScheduleSettings, Settings
 
 Write = Callable[[str], Path]
 
@@ -275,3 +275,58 @@ def test_an_unknown_override_is_a_mistake_of_the_caller() -> None:
 )
 def test_secrets_are_redacted(text: str, shown: str) -> None:
     assert redacted(text) == shown
+
+
+POOL = '[models.m]\nruntime = "a:B"\n[pools.p]\nmodels = ["m"]\nmax = 4\n'
+
+
+def test_a_schedule_gives_a_pool_other_limits_at_certain_hours(write: Write) -> None:
+    nights = '[[pools.p.schedule]]\nfrom = "22:00"\nto = 06:30:00\ntimezone = "Europe/Berlin"\nmax = 9\n'
+    weekend = '[[pools.p.schedule]]\ndays = ["sat", "sun"]\nfrom = "08:00"\nto = "24:00"\nmin = 2\n'
+
+    [pool] = load(write(POOL + nights + weekend)).pools
+
+    assert pool.schedule == (
+        ScheduleSettings(from_minute=22 * 60, to_minute=6 * 60 + 30, timezone="Europe/Berlin", max=9),
+        ScheduleSettings(days=("sat", "sun"), from_minute=8 * 60, to_minute=24 * 60, min=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('to = "07:00"\nmin = 1', "schedule[1].from is missing"),
+        ('from = "7:00"\nto = "08:00"\nmin = 1', 'must be a time of the day as "HH:MM"'),
+        ('from = "07:00"\nto = "07:00"\nmin = 1', "must be another time than from"),
+        ('from = "07:00"\nto = "08:00"\nmin = 1\ndays = ["monday"]', 'must be a list of "mon"'),
+        ('from = "07:00"\nto = "08:00"\nmin = 1\ntimezone = "Mars"', "must be a time zone"),
+        ('from = "07:00"\nto = "08:00"', "changes nothing: give it min or max"),
+        ('from = "07:00"\nto = "08:00"\nmin = 5', "min 5 is above max 4 in these hours"),
+        ('from = "07:00"\nto = "08:00"\nmin = true', "must be a whole number"),
+        ('from = "07:00"\nto = "08:00"\nmin = 1\nzone = "UTC"', 'did you mean "timezone"'),
+    ],
+)
+def test_a_schedule_that_cannot_hold_is_refused(write: Write, table: str, words: str) -> None:
+    [fault] = faults_of(write(f"{POOL}[[pools.p.schedule]]\n{table}\n"))
+    assert words in fault
+
+
+def test_schedules_that_overlap_are_refused(write: Write) -> None:
+    night = '[[pools.p.schedule]]\ndays = ["sun"]\nfrom = "22:00"\nto = "06:00"\nmin = 1\n'
+    morning = '[[pools.p.schedule]]\ndays = ["mon"]\nfrom = "05:59"\nto = "08:00"\nmin = 2\n'
+    [fault] = faults_of(write(POOL + night + morning))
+    assert "1 and 2 overlap" in fault
+
+
+def test_limits_that_contradict_one_another_are_refused_all_at_once(write: Write) -> None:
+    pools = (
+        "price_per_hour = 4.0\nmin = 3\n"
+        '[pools.other]\nmodels = ["m"]\ncapacity = "spot"\nzones = ["a", "a"]\n'
+        "[budget]\nper_hour = 10\nper_month = 5\n"
+    )
+    faults = faults_of(write(POOL + pools))
+    assert [words for words in faults if "zones names a zone twice" in words]
+    assert [words for words in faults if "must be at most budget.per_month" in words]
+    assert [words for words in faults if 'price_per_hour is needed of every pool; missing of "other"' in words]
+    assert [words for words in faults if "must be at least 12" in words]
+    assert len(faults) == 4

@@ -12,7 +12,7 @@ from typing import Any
 
 from batchyard.configuration import redacted
 from batchyard.jobs import Lane
-from batchyard.settings import Settings, StorageSettings
+from batchyard.settings import ScheduleSettings, Settings, StorageSettings
 from batchyard_scaler.render.hardware import drain_seconds
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -31,6 +31,7 @@ def configuration_text(settings: Settings) -> str:
         *_section("queues", inside.queues),
         *_section("retention", inside.retention),
         *_section("storage", inside.storage),
+        *_section("budget", inside.budget),
         *(line for model in inside.models for line in _section(f"models.{_text(model.qualified)}", model)),
         *(line for pool in inside.pools for line in _section(f"pools.{_text(pool.name)}", pool)),
     ]
@@ -77,6 +78,8 @@ def _value(value: Any) -> str:
             return _text(value.word)
         case str():
             return _text(value)
+        case ScheduleSettings():
+            return _value(_schedule(value))
         case Mapping():
             inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
             return f"{{ {inner} }}" if inner else "{}"
@@ -85,6 +88,17 @@ def _value(value: Any) -> str:
         case dt.datetime() | dt.date() | dt.time():
             return value.isoformat()
     return repr(value)  # a number
+
+
+def _schedule(schedule: ScheduleSettings) -> dict[str, Any]:
+    """As the file has it."""
+    limits = {name: limit for name in ("min", "max") if (limit := getattr(schedule, name)) is not None}
+    times = {"from": _clock(schedule.from_minute), "to": _clock(schedule.to_minute)}
+    return {"days": schedule.days, **times, "timezone": schedule.timezone, **limits}
+
+
+def _clock(minute: int) -> str:
+    return f"{minute // 60:02d}:{minute % 60:02d}"
 
 
 def _key(key: str) -> str:

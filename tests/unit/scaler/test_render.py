@@ -330,6 +330,16 @@ lane = "tolerant"
 weight = 0.25
 batch_budget = 4096
 options = { name = "a \\"quoted\\"\\n\\u007f line", "b c" = [1, true, 2.5e-3], day = 1979-05-27, deep = { x = [] } }
+[pools.priced]
+models = ["n"]
+price_per_hour = 0.5
+zones = ["a", "b"]
+[[pools.priced.schedule]]
+days = ["mon"]
+from = "22:00"
+to = "24:00"
+timezone = "Europe/Berlin"
+max = 5
 [kubernetes]
 preset = "gke"
 """
