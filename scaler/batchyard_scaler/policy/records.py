@@ -41,9 +41,6 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """Someone waits for one of its jobs now: no held activation."""
     is_prior: bool = False
     """The work is estimated by a stated prior, for its model's speed is not learned yet: decide with a wide margin."""
-    usual_slack_seconds: float | None = None
-    """Between a job's arrival and its deadline, as nearly all are given; inf: they have none; None: not known. Where it
-    is long, the next job can wait for a start, so an idle replica need not wait for the next job."""
     value: float = 1.0
     """Of one of its jobs in time, relative to others: where the budget is short, those of most value go first."""
     forecast: Sequence[Due] = ()
@@ -85,6 +82,9 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """p90, from the decision to start until the first claim."""
     restart_cost_seconds: float
     """What a start costs, as seconds of an idle replica's time: by it an idle replica is kept or let go."""
+    usual_slack_seconds: float | None = None
+    """Between arrival and deadline, as nearly all jobs of its models are given; None: not known, or they have none.
+    Where it is long the next job can wait for a start, so that no idle replica needs to wait for the next job."""
     replicas: Sequence[Replica] = ()
     swap_seconds: float = 0.0
     """What a replica needs to put another of its models into memory."""
