@@ -15,12 +15,15 @@ import msgspec
 from batchyard.errors import BatchyardError, QueueFull, Unavailable, UnknownModel
 from batchyard.inputs import Validator
 from batchyard.jobs import Lane, State
-from batchyard.settings import PoolSettings
+from batchyard.limits import Limiter
+from batchyard.settings import NO_LIMITS, LimitSettings, PoolSettings
 from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, ModelVersion
 
 REFRESH_SECONDS = 1.0
 RATE_SECONDS = 15.0
 """Time constant of the smoothed rate at which a queue drains."""
+STORED_REFRESH_SECONDS = 5.0
+"""How old the sums of kept bytes may be, where any tenant's are limited."""
 RETRY_SECONDS = (1.0, 300.0)
 """Least and most that a full queue asks its submitters to wait."""
 UNKNOWN_RETRY_SECONDS = 30.0
@@ -95,12 +98,15 @@ class Catalog:
         *,
         max_queued: int,
         pools: Sequence[PoolSettings] = (),
+        limits: LimitSettings = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._max_queued = max_queued
         self._pools = pools
         self._clock = clock
+        self.limiter = Limiter(limits, clock=clock)
+        self._stored_due = 0.0
         self._refreshing = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._rates: dict[int, _Rate] = {}
@@ -128,10 +134,21 @@ class Catalog:
             versions = self._store.models()
             backlog = self._store.backlog()
             finished = self._store.finished_jobs()
+            self._learn_limits(backlog, now=now)
             consumers = [info for info in self._store.consumers() if info.state in {"starting", "ready", "draining"}]
             queues = self._loads(versions, backlog=backlog, finished=finished, consumers=consumers, now=now)
             self._added = {}
             self._snapshot = _snapshot(versions, queues=queues, consumers=consumers, now=now)
+
+    def _learn_limits(self, backlog: Sequence[BacklogRow], *, now: float) -> None:
+        queued: dict[int, int] = {}
+        for row in backlog:
+            if row.state in {State.QUEUED, State.WAITING}:
+                queued[row.tenant_id] = queued.get(row.tenant_id, 0) + row.jobs
+        self.limiter.learn(self._store.tenants(), queued=queued)
+        if self.limiter.needs_stored and now >= self._stored_due:
+            self.limiter.learn_stored(self._store.stored_bytes_by_tenant())
+            self._stored_due = now + STORED_REFRESH_SECONDS
 
     @property
     def snapshot(self) -> Snapshot:
@@ -185,12 +202,15 @@ class Catalog:
             known = self._validators[version.id] = (schema, _compile(schema))
         return known[1]
 
-    def admit(self, queue_id: int, jobs: int) -> None:
-        """Count jobs in, about to be submitted; QueueFull where the queue would go above its limit."""
+    def admit(self, queue_id: int, jobs: int, *, tenant_id: int, size_bytes: int) -> None:
+        """Count jobs in, about to be submitted; QueueFull where the queue would go above its limit, OverQuota,
+        RateLimited or TooLarge where the tenant would go above one of its own."""
         added = self._added
-        queued = self.load(queue_id).queued + added.get(queue_id, 0)
+        load = self.load(queue_id)
+        queued = load.queued + added.get(queue_id, 0)
         if queued + jobs > self._max_queued:
             raise self._full(queue_id, queued=queued, jobs=jobs)
+        self.limiter.take_jobs(tenant_id, jobs=jobs, size_bytes=size_bytes, seconds_for=load.seconds_for)
         added[queue_id] = added.get(queue_id, 0) + jobs
 
     def _full(self, queue_id: int, *, queued: int, jobs: int) -> QueueFull:

@@ -13,6 +13,8 @@
     ├── Conflict                  conflict               409   not possible in the present state
     ├── TooLarge                  too_large              413
     ├── QueueFull                 queue_full             429   retryable, with retry_after_seconds
+    │   └── OverQuota             over_quota             429   a tenant has too many jobs waiting, or bytes kept
+    ├── RateLimited               rate_limited           429   a tenant asks too often; retryable, as above
     ├── Unavailable               unavailable            503   retryable: database away, shutting down
     │   └── BrokerDown            broker_down            503   the broker does not answer; never harms a submission
     ├── ServerError               server_error           500
@@ -115,6 +117,20 @@ class TooLarge(BatchyardError):
 
 class QueueFull(BatchyardError):
     code = "queue_full"
+    status = 429
+    retryable = True
+
+
+class OverQuota(QueueFull):
+    """`limit_name` in the details says which of the tenant's limits, `limit` how much it is."""
+
+    code = "over_quota"
+
+
+class RateLimited(BatchyardError):
+    """As OverQuota; what is limited comes back by itself, after exactly `retry_after_seconds`."""
+
+    code = "rate_limited"
     status = 429
     retryable = True
 

@@ -21,6 +21,7 @@ from batchyard.errors import (
     InvalidRequest,
     NotFound,
     QueueFull,
+    RateLimited,
     ServerError,
     Unavailable,
     UnknownModel,
@@ -163,12 +164,12 @@ class Redriver:
     def _commit(self, piece: Sequence[tuple[_Case, JobInput]], *, to: str | None, caller: Caller) -> Steps[None]:
         """Submit successors. A queue that has no room for all takes those that it has room for."""
         ready: list[tuple[_Case, Submission]] = []
-        full: QueueFull | None = None
+        full: QueueFull | RateLimited | None = None
         for case, given in piece:
             assert case.view is not None
             try:
                 made = self._submitter.redrive(case.view, given, to=to, caller=caller, now_ms=self._store.now_ms())
-            except QueueFull as refusal:
+            except (QueueFull, RateLimited) as refusal:
                 full = refusal
                 break
             except BatchyardError as refusal:

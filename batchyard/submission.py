@@ -108,7 +108,7 @@ class Submitter:
         queue_id = version.queue_ids[lane]
         costs = _costs(lengths, version)
         deadline_ms = deadline_after(request.deadline_seconds, now_ms)
-        self._catalog.admit(queue_id, len(inputs))
+        self._catalog.admit(queue_id, len(inputs), tenant_id=caller.tenant_id, size_bytes=sum(lengths))
         submission = Submission(
             tenant_id=caller.tenant_id,
             queue_id=queue_id,
@@ -225,7 +225,7 @@ class Submitter:
         queue_id = version.queue_ids[load.lane]
         costs = _costs([len(given.body)], version)
         deadline_ms = None if view.deadline_ms is None else now_ms + max(1, view.deadline_ms - view.created_at_ms)
-        self._catalog.admit(queue_id, 1)
+        self._catalog.admit(queue_id, 1, tenant_id=caller.tenant_id, size_bytes=len(given.body))
         return Submission(
             tenant_id=caller.tenant_id,
             queue_id=queue_id,
@@ -302,7 +302,7 @@ class Submitter:
             several=True,
         )
         costs = _costs(lengths, load.version)
-        self._catalog.admit(plan.queue_id, len(inputs))
+        self._catalog.admit(plan.queue_id, len(inputs), tenant_id=plan.tenant_id, size_bytes=sum(lengths))
         submission = Submission(
             tenant_id=plan.tenant_id,
             queue_id=plan.queue_id,

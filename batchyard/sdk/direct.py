@@ -58,7 +58,9 @@ class Direct:
         self._objects = objects
         self._payload_ids = IdSource(store.take_node())
         self._payload_lock = threading.Lock()
-        self._catalog = Catalog(store, max_queued=settings.queues.max_queued, pools=settings.pools)
+        self._catalog = Catalog(
+            store, max_queued=settings.queues.max_queued, pools=settings.pools, limits=settings.limits
+        )
         self._jobs = DirectJobs(store, self._catalog)
         self._submitter = Submitter(self._catalog, server=settings.server, queues=settings.queues)
         self._redriver = Redriver(store, catalog=self._catalog, submitter=self._submitter)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from batchyard.errors import BatchyardError, ConnectionFailed, QueueFull, Unavailable, from_problem
+from batchyard.errors import BatchyardError, ConnectionFailed, QueueFull, RateLimited, Unavailable, from_problem
 from batchyard.schemas import MEDIA_JSON
 
 MEDIA_MSGPACK = "application/msgpack"
@@ -82,8 +82,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 class Patience:
     """Decides, after each failure, how long to pause before the next try, or to give up.
 
-    Gives up once failures have lasted `seconds` without a success between. A full queue is waited for without limit
-    where `through_full` says so, else never: the caller decides.
+    Gives up once failures have lasted `seconds` without a success between. A full queue, or a rate of the tenant's, is
+    waited for without limit where `through_full` says so: the caller decides. Else a full queue is never waited for.
     """
 
     def __init__(self, seconds: float, *, through_full: bool = False) -> None:
@@ -98,11 +98,9 @@ class Patience:
 
     def pause_after(self, problem: BatchyardError) -> float | None:
         """Seconds to wait before trying again; None to give up."""
-        if isinstance(problem, QueueFull):
-            return (
-                max(problem.retry_after_seconds or 1.0, 0.1) * random.uniform(1.0, 1.1) if self._through_full else None
-            )
-        if not isinstance(problem, ConnectionFailed | Unavailable):
+        if isinstance(problem, QueueFull | RateLimited) and self._through_full:
+            return max(problem.retry_after_seconds or 1.0, 0.1) * random.uniform(1.0, 1.1)
+        if not isinstance(problem, ConnectionFailed | Unavailable | RateLimited):
             return None
         now = time.monotonic()
         if self._failing_since is None:

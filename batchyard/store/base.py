@@ -36,6 +36,7 @@ from batchyard.store.records import (
     Renewal,
     SpendRow,
     Tenant,
+    TenantLimits,
     UsageRow,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "ResultRow",
     "SpendRow",
     "Tenant",
+    "TenantLimits",
     "UsageRow",
 ]
 
@@ -224,6 +226,9 @@ class JobStore(Protocol):
     def stored_bytes(self) -> int:
         """Bytes of the inputs and results of all jobs now kept, and of the payloads that these refer to, each once.
         From the usage sums: O(hours)."""
+
+    def stored_bytes_by_tenant(self) -> dict[int, int]:
+        """The same by tenant, with the payloads that no job refers to. O(hours) and O(such payloads)."""
 
     # --- models, queues, tenants, keys ---
 

@@ -12,7 +12,10 @@ from batchyard.jobs import BUCKET_MS, State
 from batchyard.store.base import BacklogRow, UsageRow
 from batchyard.store.deltas import retired
 from batchyard.store.sql import SqlStore
-from batchyard.store.tables import BACKLOG, USAGE, Ledger, jobs
+from batchyard.store.tables import BACKLOG, USAGE, Ledger, jobs, payloads
+
+IS_UNUSED = payloads.c.jobs == sa.literal_column("0")
+"""As in the partial index of payloads."""
 
 
 class Ledgers(SqlStore):
@@ -67,6 +70,18 @@ class Ledgers(SqlStore):
         kept = func.sum(rows.c.input_bytes + rows.c.result_bytes - rows.c.retired_bytes)
         with self._reading() as connection:
             return int(connection.execute(select(func.coalesce(kept, 0))).scalar_one())
+
+    def stored_bytes_by_tenant(self) -> dict[int, int]:
+        """See `JobStore.stored_bytes_by_tenant`."""
+        rows = self._sums(USAGE).subquery()
+        kept = func.sum(rows.c.input_bytes + rows.c.result_bytes - rows.c.retired_bytes)
+        unused = select(payloads.c.tenant_id, func.sum(payloads.c.size)).where(IS_UNUSED).group_by(payloads.c.tenant_id)
+        total: dict[int, int] = {}
+        with self._reading() as connection:
+            for statement in (select(rows.c.tenant_id, kept).group_by(rows.c.tenant_id), unused):
+                for tenant_id, size in connection.execute(statement):
+                    total[tenant_id] = total.get(tenant_id, 0) + int(size)
+        return total
 
 
 def plain_sums(ledger: Ledger) -> sa.Select[tuple[int, ...]]:

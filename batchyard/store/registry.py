@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row, select
 from sqlalchemy.exc import IntegrityError
 
 from batchyard.errors import Conflict, NotFound
 from batchyard.jobs import Lane
-from batchyard.store.base import ApiKey, ModelConfig, ModelVersion, Tenant
+from batchyard.store.base import ApiKey, ModelConfig, ModelVersion, Tenant, TenantLimits
 from batchyard.store.sql import SqlStore
 from batchyard.store.tables import USAGE, api_keys, model_versions, queues, tenants
 
@@ -115,7 +116,7 @@ class Registry(SqlStore):
         """See `JobStore.tenants`."""
         with self._reading() as connection:
             rows = connection.execute(select(tenants).order_by(tenants.c.id)).all()
-        return [Tenant(id=row.id, name=row.name, weight=row.weight) for row in rows]
+        return list(map(_tenant, rows))
 
     def create_tenant(self, name: str, *, weight: float = 1.0) -> Tenant:
         """See `JobStore.create_tenant`."""
@@ -129,6 +130,16 @@ class Registry(SqlStore):
             except IntegrityError as taken:
                 raise Conflict(f"there is a tenant {name!r} already") from taken
         return Tenant(id=tenant_id, name=name, weight=weight)
+
+    def set_tenant_limits(self, name: str, limits: TenantLimits) -> Tenant:
+        """See `JobStore.set_tenant_limits`."""
+        mine = tenants.c.name == name
+        with self._writing() as connection:
+            connection.execute(tenants.update().where(mine).values(msgspec.structs.asdict(limits)))
+            row = connection.execute(select(tenants).where(mine)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no tenant {name!r}")
+        return _tenant(row)
 
     def create_key(
         self,
@@ -229,6 +240,11 @@ def _version(row: Row[Any], queue_ids: dict[Lane, int], paused: frozenset[Lane])
         queue_ids=queue_ids,
         paused=paused,
     )
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    own = {name: getattr(row, name) for name in TenantLimits.__struct_fields__}
+    return Tenant(id=row.id, name=row.name, weight=row.weight, limits=TenantLimits(**own))
 
 
 def _key(row: Row[Any]) -> ApiKey:

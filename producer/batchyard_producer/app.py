@@ -78,7 +78,9 @@ class Api:
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._metrics = ApiMetrics(registry)
-        self._catalog = Catalog(store, max_queued=settings.queues.max_queued, pools=settings.pools)
+        self._catalog = Catalog(
+            store, max_queued=settings.queues.max_queued, pools=settings.pools, limits=settings.limits
+        )
         self._catalog_thread = threading.Thread(
             target=self._catalog.run, args=(self._stop,), name="batchyard-catalog", daemon=True
         )
@@ -119,7 +121,7 @@ class Api:
             submitter=submitter,
             redriver=Redriver(store, catalog=self._catalog, submitter=submitter),
             commit=self._commit,
-            gate=Gate(store, keys_required=keys_required(settings.server)),
+            gate=Gate(store, keys_required=keys_required(settings.server), limiter=self._catalog.limiter),
             objects=objects,
             payload_ids=IdSource(store.take_node()),
             registry=registry,

@@ -17,6 +17,7 @@ import msgspec
 
 from batchyard.errors import ConfigurationError, Forbidden, Unauthorized
 from batchyard.keys import SCOPES, digest_of, is_same, prefix_of
+from batchyard.limits import Limiter
 from batchyard.settings import ServerSettings
 from batchyard.store.base import ApiKey, JobStore
 from batchyard.submission import Caller
@@ -62,19 +63,31 @@ LOCAL = Identity(
 class Gate:
     """Tells callers apart. Owned by the event loop; looks keys up in a thread and keeps the answers for a while."""
 
-    def __init__(self, store: JobStore, *, keys_required: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        keys_required: bool,
+        limiter: Limiter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
+        self._limiter = limiter or Limiter()
         self._keys_required = keys_required
         self._clock = clock
         self._known: dict[tuple[bytes, bytes, bytes], tuple[float, Identity]] = {}
 
     def known(self, headers: Headers) -> Identity | None:
-        """The caller where this is settled already; None asks for `identify`."""
+        """The caller where this is settled already; None asks for `identify`. RateLimited."""
         entry = self._known.get(_evidence(headers))
-        return entry[1] if entry is not None and entry[0] > self._clock() else None
+        if entry is None or entry[0] <= self._clock():
+            return None
+        self._limiter.take_request(entry[1].tenant_id)
+        return entry[1]
 
     async def identify(self, headers: Headers, *, scope: str | None = None) -> Identity:
-        """The caller; Unauthorized, Forbidden where the place or the scope is wrong, Unavailable without a database."""
+        """The caller, whose call counts from here on; RateLimited, Unauthorized, Forbidden where the place or the scope
+        is wrong, Unavailable without a database."""
         evidence = _evidence(headers)
         entry = self._known.get(evidence)
         if entry is None or entry[0] <= self._clock():
@@ -83,6 +96,7 @@ class Gate:
             if len(self._known) >= CACHE_ENTRIES:
                 self._known.clear()
             self._known[evidence] = entry
+        self._limiter.take_request(entry[1].tenant_id)
         if scope is not None:
             entry[1].require(scope)
         return entry[1]

@@ -14,7 +14,7 @@ from batchyard_producer.calls import Call, Parameter
 from batchyard_producer.problems import MEDIA_PROBLEM
 
 _ALWAYS: tuple[type[errors.BatchyardError], ...] = (errors.Unavailable,)
-_WITH_CALLER = (errors.Unauthorized, errors.Forbidden)
+_WITH_CALLER = (errors.Unauthorized, errors.Forbidden, errors.RateLimited)
 _IN_PATH = re.compile(r"\{(\w+)\}")
 
 ABOUT = """\

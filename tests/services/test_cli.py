@@ -374,6 +374,11 @@ def test_pause_and_resume(up: Up) -> None:
 def test_tenants_and_keys(up: Up) -> None:
     assert up.run("tenants", "create", "acme", "--weight", "2").returncode == 0
     assert "acme" in up.run("tenants", "list").stdout
+    limited = up.run("tenants", "limit", "acme", "--queued-jobs", "5000", "--requests-per-second", "2.5")
+    told = "acme: queued_jobs 5,000, stored_bytes no limit, requests_per_second 2.5, jobs_per_second no limit"
+    assert limited.stdout.strip() == told
+    assert "5,000" in up.run("tenants", "list").stdout
+    assert up.run("tenants", "limit", "nobody", "--queued-jobs", "5").returncode == 1
 
     made = up.run("keys", "create", "--tenant", "acme", "--name", "ci", "--expires-in-days", "30")
     key = made.stdout.strip()

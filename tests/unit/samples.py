@@ -5,8 +5,8 @@ from typing import Any, cast
 
 from batchyard.catalog import Catalog
 from batchyard.jobs import Lane, State
-from batchyard.settings import PoolSettings, QueueSettings, ServerSettings
-from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, JobView, ModelVersion
+from batchyard.settings import NO_LIMITS, LimitSettings, PoolSettings, QueueSettings, ServerSettings
+from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, JobView, ModelVersion, Tenant
 from batchyard.submission import Caller, Submitter
 
 NOW_MS = 1_763_694_000_000
@@ -100,6 +100,8 @@ class CatalogStore:
         self.rows: list[BacklogRow] = []
         self.finished: dict[int, int] = {}
         self.fleet: list[ConsumerInfo] = []
+        self.shared_by = [Tenant(id=1, name="default")]
+        self.stored: dict[int, int] = {}
         self.reads = 0
 
     def models(self) -> list[ModelVersion]:
@@ -115,6 +117,12 @@ class CatalogStore:
     def consumers(self) -> list[ConsumerInfo]:
         return self.fleet
 
+    def tenants(self) -> list[Tenant]:
+        return self.shared_by
+
+    def stored_bytes_by_tenant(self) -> dict[int, int]:
+        return self.stored
+
 
 class Clock:
     """Seconds that pass when told to."""
@@ -127,9 +135,14 @@ class Clock:
 
 
 def catalog(
-    store: CatalogStore, *, max_queued: int = 1_000_000, pools: Sequence[PoolSettings] = (), clock: Clock | None = None
+    store: CatalogStore,
+    *,
+    max_queued: int = 1_000_000,
+    pools: Sequence[PoolSettings] = (),
+    limits: LimitSettings = NO_LIMITS,
+    clock: Clock | None = None,
 ) -> Catalog:
-    return Catalog(cast("JobStore", store), max_queued=max_queued, pools=pools, clock=clock or Clock())
+    return Catalog(cast("JobStore", store), max_queued=max_queued, pools=pools, limits=limits, clock=clock or Clock())
 
 
 def submitter(*versions: ModelVersion, server: ServerSettings | None = None, max_queued: int = 1_000_000) -> Submitter:

@@ -40,13 +40,13 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
     clock.now += 1.0
     store.finished = {1: 4}
     known.refresh()
-    known.admit(1, 8)
+    known.admit(1, 8, tenant_id=1, size_bytes=0)
     with pytest.raises(QueueFull) as caught:
-        known.admit(1, 42)
+        known.admit(1, 42, tenant_id=1, size_bytes=0)
     # 90 + 8 + 42 is 40 too many, at 4 jobs a second.
     assert caught.value.details == {"limit": 100, "retry_after_seconds": 10}
     known.refresh()
-    known.admit(1, 10)
+    known.admit(1, 10, tenant_id=1, size_bytes=0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_full_queue_nobody_has_seen_drain_goes_by_the_learned_speed(
     store = CatalogStore(version)
     store.rows, store.fleet = [backlog_row(1, State.QUEUED, 90, cost=450)], fleet
     with pytest.raises(QueueFull) as caught:
-        catalog(store, max_queued=100).admit(1, 30)
+        catalog(store, max_queued=100).admit(1, 30, tenant_id=1, size_bytes=0)
     # 20 jobs too many, of 5 units each.
     assert caught.value.details["retry_after_seconds"] == seconds
 

@@ -9,7 +9,7 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from batchyard import schemas
-from batchyard.errors import InvalidRequest, NotFound, TooLarge
+from batchyard.errors import InvalidRequest, NotFound, OverQuota, TooLarge
 from batchyard.jobs import format_id
 from batchyard.payloads import Stored, location_of
 from batchyard.store.base import PayloadInfo
@@ -26,6 +26,7 @@ async def upload(asked: Asked) -> Response:
     content_type = asked.request.headers.get("content-type", DEFAULT_TYPE)
     if len(content_type) > 255 or not content_type.isascii() or not content_type.isprintable():
         raise InvalidRequest("the Content-Type must be at most 255 printable ASCII characters")
+    services.catalog.limiter.take_bytes(asked.tenant_id, _declared_bytes(asked))
     number = services.payload_ids.take(1, now_ms=services.store.now_ms())[0]
     location = location_of(number, tenant_id=asked.tenant_id)
     await services.call(services.store.expect_payload, number, location=location)
@@ -41,6 +42,12 @@ async def upload(asked: Asked) -> Response:
     # Where this fails, the row may be there all the same: the bytes stay, and are deleted as what nobody refers to.
     await services.call(services.store.add_payload, info)
     return answer(_shown(info), status=201, location=f"/v1/payloads/{format_id(number)}")
+
+
+def _declared_bytes(asked: Asked) -> int:
+    """What the caller says is coming; what comes without a word is counted with the next sums."""
+    declared = asked.request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdecimal() and len(declared) < 20 else 1
 
 
 async def _receive(asked: Asked, location: str) -> Stored:
@@ -99,7 +106,7 @@ CALLS = (
         body_media=("*/*",),
         status=201,
         answer=schemas.Payload,
-        errors=(InvalidRequest, TooLarge),
+        errors=(InvalidRequest, TooLarge, OverQuota),
     ),
     Call(
         method="GET",

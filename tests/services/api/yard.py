@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,13 @@ class FragileStore:
         self._store = store
         self.is_away = False
         self.failing: set[str] = set()
+        self.asked: Counter[str] = Counter()
+        """How often each method was looked up."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self.failing or (self.is_away and name not in {"now_ms", "durability"}):
             raise Unavailable("the database is away")
+        self.asked[name] += 1
         return getattr(self._store, name)
 
 

@@ -242,6 +242,9 @@ def test_stored_bytes_count_a_payload_once_while_a_job_refers_to_it(yard: Yard) 
     yard.submit(1, inputs=[b"12345"])
     big, small, unused = (upload(yard.store, size=size) for size in (10_000, 2_000, 700_000))
     assert yard.store.stored_bytes() == 5
+    assert yard.store.stored_bytes_by_tenant() == {TENANT: 5 + 712_000}, (
+        "those that no job refers to are a tenant's too"
+    )
     ids = yard.submit(3, payloads=naming([big], [big, small], []))
     inline = 5 + 3 * len(b'{"n": 0}')
     assert yard.store.stored_bytes() == inline + 12_000
@@ -258,6 +261,7 @@ def test_stored_bytes_count_a_payload_once_while_a_job_refers_to_it(yard: Yard) 
     assert yard.store.stored_bytes() == 6 + 10_000, "it is used once more, having been young"
     assert swept(yard.store) == {small, unused}
     assert yard.store.stored_bytes() == 6 + 10_000
+    assert yard.store.stored_bytes_by_tenant() == {TENANT: 6 + 10_000}
 
 
 # --- what it costs others ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 from batchyard.errors import Conflict, NotFound
 from batchyard.jobs import Lane
-from batchyard.store.base import ApiKey, JobStore, ModelConfig, Tenant
+from batchyard.store.base import ApiKey, JobStore, ModelConfig, Tenant, TenantLimits
 from tests.services.store.yard import Yard
 
 
@@ -65,6 +65,17 @@ def test_tenants(store: JobStore) -> None:
     after = store.create_tenant("next")
     assert store.tenants()[1:] == [made, after]
     assert (made.name, made.weight, after.id) == ("ünï", 2.5, made.id + 1)
+
+
+def test_a_tenants_limits_are_kept_and_replaced_as_a_whole(store: JobStore) -> None:
+    made = store.create_tenant("acme")
+    assert made.limits == TenantLimits()
+    limits = TenantLimits(queued_jobs=5, stored_bytes=2**40, requests_per_second=0.5)
+    assert store.set_tenant_limits("acme", limits).limits == limits
+    assert [tenant.limits for tenant in store.tenants()] == [TenantLimits(), limits]
+    assert store.set_tenant_limits("acme", TenantLimits(jobs_per_second=0)).limits == TenantLimits(jobs_per_second=0)
+    with pytest.raises(NotFound):
+        store.set_tenant_limits("nobody", limits)
 
 
 def _made(store: JobStore, prefix: str, **values: Any) -> ApiKey:
