@@ -14,6 +14,7 @@ from batchyard.configuration import redacted
 from batchyard.jobs import Lane
 from batchyard.settings import ScheduleSettings, Settings, StorageSettings
 from batchyard_scaler.render.hardware import drain_seconds
+from batchyard_scaler.render.presets import PRESETS
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LEFT_OUT = {"name", "version", "hardware"}
@@ -44,15 +45,24 @@ def digest_of_configuration(settings: Settings) -> str:
 
 
 def _inside(settings: Settings) -> Settings:
-    """As seen from a pod: the API listens for others, and a drain is as long as the pod's grace allows."""
+    """As seen from a pod: the API listens for others, a drain is as long as the pod's grace allows, and the cloud is
+    known by its cluster."""
     host = settings.server.host if settings.server.host in {"0.0.0.0", "::"} else "0.0.0.0"
     bind = f"{f'[{host}]' if ':' in host else host}:{settings.server.port}"
     url = settings.storage.url
+    cloud = PRESETS[settings.kubernetes.preset].cloud
     return dataclasses.replace(
         settings,
         server=dataclasses.replace(settings.server, bind=bind),
         storage=settings.storage if redacted(url) == url else StorageSettings(),
-        pools=tuple(dataclasses.replace(pool, drain_seconds=drain_seconds(settings, pool)) for pool in settings.pools),
+        pools=tuple(
+            dataclasses.replace(
+                pool,
+                drain_seconds=drain_seconds(settings, pool),
+                cloud=cloud if pool.cloud == "auto" else pool.cloud,
+            )
+            for pool in settings.pools
+        ),
     )
 
 

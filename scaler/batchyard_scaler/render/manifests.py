@@ -49,8 +49,6 @@ def manifests(settings: Settings, *, release: str) -> dict[str, list[Document]]:
 def notes(settings: Settings) -> list[str]:
     """What the reader of the manifests should know and no document can say."""
     found = []
-    if settings.kubernetes.trigger == "external-push":
-        found.append("this version of batchyard does not serve the trigger external-push: KEDA will find nobody there")
     if minor_version(settings) < TOLERANCE_BY_DEFAULT_SINCE:
         gate = (
             " without the feature gate HPAConfigurableTolerance" if minor_version(settings) >= TOLERANCE_SINCE else ""

@@ -25,6 +25,7 @@ from batchyard_scaler.render.objects import (
 from batchyard_scaler.render.presets import PRESETS
 
 ACCOUNT = "batchyard-worker"
+ZONE_LABEL = "topology.kubernetes.io/zone"
 DISRUPTED = "10%"
 """Of a pool at a time when nodes are emptied on purpose; rounded up. Consumers drain, so this only spares capacity."""
 
@@ -64,6 +65,8 @@ def _template(settings: Settings, pool: PoolSettings, labelled: dict[str, str]) 
                 # With these a consumer finds its own pod, and marks it while it is busy.
                 _field("POD_NAME", "metadata.name"),
                 _field("POD_NAMESPACE", "metadata.namespace"),
+                # Pods carry their node's label from Kubernetes 1.35 on; before, and without it, this is empty.
+                _field("NODE_ZONE", f"metadata.labels['{ZONE_LABEL}']"),
             ],
             resources=_resources(hardware),
             is_served=True,
@@ -85,6 +88,8 @@ def _read_by_consumers(settings: Settings, pool: PoolSettings) -> Settings:
         capacity=pool.capacity,
         device=pool.device,
         drain_seconds=pool.drain_seconds,
+        cloud=pool.cloud,
+        metadata_url=pool.metadata_url,
     )
     return dataclasses.replace(settings, models=tuple(models_of(settings, pool)), pools=(seen,))
 
@@ -147,7 +152,7 @@ def _spread(labelled: dict[str, str]) -> Document:
     """Over zones, since spot capacity is taken back zone by zone; yet rather in one zone than not at all."""
     return {
         "maxSkew": 1,
-        "topologyKey": "topology.kubernetes.io/zone",
+        "topologyKey": ZONE_LABEL,
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": labelled},
     }

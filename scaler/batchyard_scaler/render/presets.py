@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,8 @@ class Preset:
     spot_taints: tuple[str, ...] = ()
     gpu_taints: tuple[str, ...] = ()
     """Beside that of the resource's own name."""
+    cloud: Literal["auto", "aws", "gcp", "azure"] = "auto"
+    """Whose metadata service tells of zones, and of spot machines that are taken back."""
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -28,15 +31,17 @@ PRESETS: Mapping[str, Preset] = {
         capacity_label="karpenter.sh/capacity-type",
         spot="spot",
         accelerator_label="karpenter.k8s.aws/instance-gpu-name",
+        cloud="aws",
     ),
     # https://docs.aws.amazon.com/eks/latest/userguide/managed-node-groups.html
-    "eks": Preset(capacity_label="eks.amazonaws.com/capacityType", spot="SPOT"),
+    "eks": Preset(capacity_label="eks.amazonaws.com/capacityType", spot="SPOT", cloud="aws"),
     # https://cloud.google.com/kubernetes-engine/docs/concepts/spot-vms
     "gke": Preset(
         capacity_label="cloud.google.com/gke-spot",
         spot="true",
         accelerator_label="cloud.google.com/gke-accelerator",
         spot_taints=("cloud.google.com/gke-spot=true:NoSchedule",),
+        cloud="gcp",
     ),
     # https://learn.microsoft.com/azure/aks/spot-node-pool and /azure/aks/use-nvidia-gpu
     "aks": Preset(
@@ -44,6 +49,7 @@ PRESETS: Mapping[str, Preset] = {
         spot="spot",
         spot_taints=("kubernetes.azure.com/scalesetpriority=spot:NoSchedule",),
         gpu_taints=("sku=gpu:NoSchedule",),
+        cloud="azure",
     ),
 }
 """By `kubernetes.preset`."""

@@ -129,17 +129,18 @@ def api_documents(settings: Settings) -> list[Document]:
 
 
 def scaler_documents(settings: Settings) -> list[Document]:
-    """One scaler: while it is away nothing is decided, and KEDA keeps what is there."""
+    """One scaler: while it is away nothing is decided, and KEDA keeps what is there. Two where KEDA asks the scaler
+    itself, which keeps nothing of what it cannot reach: one decides and both answer."""
     labelled = labels("scaler")
     is_pushing = settings.kubernetes.trigger == "external-push"
-    listening: Document = {"ports": [{"name": "grpc", "containerPort": EXTERNAL_SCALER_PORT}]} if is_pushing else {}
+    replicas: Document = {"replicas": 2} if is_pushing else {"replicas": 1, "strategy": {"type": "Recreate"}}
     deciding = container(
         settings,
         role="scaler",
-        command=["scaler"],
+        command=["scaler", *(["--grpc-bind", f"0.0.0.0:{EXTERNAL_SCALER_PORT}"] if is_pushing else [])],
         env=from_secret(settings, DATABASE_VARIABLE),
         resources=SMALL,
-        **listening,
+        **(_listening() if is_pushing else {}),
     )
     found = [
         document(
@@ -149,8 +150,7 @@ def scaler_documents(settings: Settings) -> list[Document]:
             settings=settings,
             labelled=labelled,
             spec={
-                "replicas": 1,
-                "strategy": {"type": "Recreate"},
+                **replicas,
                 "selector": {"matchLabels": labelled},
                 "template": pod(
                     settings, deciding, labelled=labelled, reads=settings, automountServiceAccountToken=False
@@ -159,12 +159,43 @@ def scaler_documents(settings: Settings) -> list[Document]:
         )
     ]
     if is_pushing:
-        found.append(
-            _service(settings, SCALER_SERVICE, component="scaler", port_name="grpc", port=EXTERNAL_SCALER_PORT)
-        )
+        found += [
+            _service(settings, SCALER_SERVICE, component="scaler", port_name="grpc", port=EXTERNAL_SCALER_PORT),
+            disruption_budget(settings, name=SCALER_SERVICE, labelled=labelled, max_unavailable=1),
+            _keda_alone(settings, labelled),
+        ]
     if settings.kubernetes.trigger == "metrics-api":
         found.append(trigger_authentication(settings))
     return found
+
+
+def _listening() -> Document:
+    """Probed by the health service of gRPC."""
+
+    def probe(*, period: int, failures: int) -> Document:
+        asked = {"port": EXTERNAL_SCALER_PORT}
+        return {"grpc": asked, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+
+    return {
+        "ports": [{"name": "grpc", "containerPort": EXTERNAL_SCALER_PORT}],
+        "startupProbe": probe(period=2, failures=30),
+        "readinessProbe": probe(period=5, failures=2),
+        "livenessProbe": probe(period=10, failures=6),
+    }
+
+
+def _keda_alone(settings: Settings, labelled: dict[str, str]) -> Document:
+    """The scaler answers whoever reaches it, in the clear; who that is the network says."""
+    namespace = {"matchLabels": {"kubernetes.io/metadata.name": settings.kubernetes.keda_namespace}}
+    let_in = {"from": [{"namespaceSelector": namespace}], "ports": [{"protocol": "TCP", "port": "grpc"}]}
+    return document(
+        "NetworkPolicy",
+        api="networking.k8s.io/v1",
+        name=SCALER_SERVICE,
+        settings=settings,
+        labelled=labelled,
+        spec={"podSelector": {"matchLabels": labelled}, "policyTypes": ["Ingress"], "ingress": [let_in]},
+    )
 
 
 def _account(settings: Settings, name: str, *, component: str, has_token: bool) -> Document:

@@ -1,5 +1,6 @@
 """What the manifests say."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_prometheus_is_asked_for_one_series_that_may_not_be_missing(tmp_path: Pa
     assert ("TriggerAuthentication", "batchyard-scale") not in by_name(rendered(tmp_path, text))
 
 
-def test_external_push_asks_the_scaler_and_the_reader_hears_that_nobody_answers(tmp_path: Path) -> None:
+def test_external_push_asks_two_scalers_that_answer_keda_alone(tmp_path: Path) -> None:
     text = FLEET + KARPENTER + 'trigger = "external-push"\n'
     [trigger] = scaled(tmp_path, text)["triggers"]
     assert trigger["metadata"] == {"scalerAddress": "batchyard-scaler.batchyard.svc:9090", "pool": "gpu"}
@@ -95,7 +96,21 @@ def test_external_push_asks_the_scaler_and_the_reader_hears_that_nobody_answers(
     [port] = objects["Service", "batchyard-scaler"]["spec"]["ports"]
     [opened] = container_of(objects["Deployment", "batchyard-scaler"])["ports"]
     assert (port["port"], port["targetPort"]) == (9090, opened["name"])
-    assert ["does not serve" in note for note in notes(settings_of(tmp_path, text))] == [True]
+    scaler = objects["Deployment", "batchyard-scaler"]
+    assert container_of(scaler)["command"] == ["batchyard", "scaler", "--grpc-bind", "0.0.0.0:9090"]
+    assert scaler["spec"]["replicas"] == 2
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container_of(scaler)[probe]["grpc"] == {"port": opened["containerPort"]}
+    policy = objects["NetworkPolicy", "batchyard-scaler"]["spec"]
+    assert policy["podSelector"] == scaler["spec"]["selector"]
+    [let_in] = policy["ingress"]
+    [source] = let_in["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "keda"}
+    assert [one["port"] for one in let_in["ports"]] == [opened["name"]]
+    assert notes(settings_of(tmp_path, text)) == []
+    elsewhere = by_name(rendered(tmp_path, text + 'keda_namespace = "autoscaling"\n'))
+    assert "autoscaling" in str(elsewhere["NetworkPolicy", "batchyard-scaler"])
+    assert ("NetworkPolicy", "batchyard-scaler") not in by_name(rendered(tmp_path, FLEET + KARPENTER))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +169,16 @@ def test_spot_pools_spread_over_zones(tmp_path: Path) -> None:
     assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
     assert spread["labelSelector"] == spot["spec"]["selector"]
     assert "topologySpreadConstraints" not in pod_of(objects["Deployment", "batchyard-worker-gpu"])
+
+
+@pytest.mark.parametrize(("preset", "cloud"), [("karpenter", "aws"), ("eks", "aws"), ("gke", "gcp"), ("aks", "azure")])
+def test_a_consumer_knows_its_zone_and_whose_notices_to_watch(tmp_path: Path, preset: str, cloud: str) -> None:
+    text = FLEET + f'cloud = "none"\n[kubernetes]\npreset = "{preset}"\n'
+    objects = by_name(rendered(tmp_path, text))
+    fields = {one["name"]: one.get("valueFrom") for one in container_of(worker(tmp_path, text, "spot"))["env"]}
+    assert fields["NODE_ZONE"] == {"fieldRef": {"fieldPath": "metadata.labels['topology.kubernetes.io/zone']"}}
+    inside = tomllib.loads(objects["ConfigMap", "batchyard-config"]["data"]["batchyard.toml"])
+    assert (inside["pools"]["gpu"]["cloud"], inside["pools"]["spot"]["cloud"]) == (cloud, "none")
 
 
 def test_hardware_names_its_nodes(tmp_path: Path) -> None:
@@ -361,7 +386,7 @@ preset = "gke"
     assert (inside.database, inside.broker, inside.storage) == (settings.database, settings.broker, settings.storage)
     assert (inside.queues, inside.retention) == (settings.queues, settings.retention)
     assert inside.models == settings.models
-    assert inside.pools == settings.pools
+    assert inside.pools == tuple(dataclasses.replace(pool, cloud="gcp") for pool in settings.pools)
     assert inside.log_level == "debug"
 
 

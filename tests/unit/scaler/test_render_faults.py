@@ -153,6 +153,5 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path)
 
 
 def test_what_no_document_can_say_is_said_beside_them(tmp_path: Path) -> None:
-    _, said = render(tmp_path, SERVERS + MODEL + '[kubernetes]\ntrigger = "external-push"\nversion = "1.30"\n')
-    assert "Note: this version of batchyard does not serve the trigger external-push" in said
+    _, said = render(tmp_path, SERVERS + MODEL + '[kubernetes]\nversion = "1.30"\n')
     assert "Note: Kubernetes 1.30 ignores changes" in said
