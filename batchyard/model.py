@@ -61,3 +61,31 @@ class Model:
         """
         results: Sequence[Any] = outputs
         return results
+
+
+class ContinuousModel(Model):
+    """A model whose jobs join and leave between steps instead of going through in batches: text generation, or a
+    server elsewhere that is kept full.
+
+    `join`, `step` and `leave` are called by one thread, in turn. `forward` is not called; `cost` is asked once more
+    when a job has ended, and may know better then.
+    """
+
+    most_jobs: int = 64
+    """How many may be inside at once. May be set by `load`."""
+
+    def join(self, key: int, item: Any) -> None:
+        """Let a prepared item in; what this raises fails its job alone."""
+        raise NotImplementedError(f"{type(self).__qualname__} must define join(key, item)")
+
+    def step(self) -> Sequence[tuple[int, Any]]:
+        """Go on for a moment and return what has ended: keys with their outputs, or with an exception, which fails
+        that job alone. Where nothing moves, wait for it, but no longer than a tenth of a second.
+
+        Where the call raises, everybody leaves and joins again in smaller company, until the guilty stand alone.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} must define step()")
+
+    def leave(self, key: int) -> None:
+        """A job inside is not wanted any more."""
+        raise NotImplementedError(f"{type(self).__qualname__} must define leave(key)")

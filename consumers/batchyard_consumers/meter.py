@@ -56,6 +56,14 @@ class Meter:
         self._busy_seconds += batch.device_seconds
         self._reasons[batch.reason] += 1
 
+    def stepped(self, served: Served, *, jobs: int, seconds: float) -> None:
+        """A continuous model went on with so many jobs inside."""
+        self.metrics.batches.labels(served.name).inc()
+        self.metrics.batch_jobs.labels(served.name).observe(jobs)
+        self.metrics.forward_seconds.labels(served.name).observe(seconds)
+        self.metrics.device_busy_seconds.inc(seconds)
+        self._busy_seconds += seconds
+
     def persisted(self, outcomes: Sequence[Outcome], *, seconds: float) -> None:
         self.metrics.persist_seconds.observe(seconds)
         self.metrics.persist_jobs.observe(len(outcomes))

@@ -2,7 +2,7 @@
 
     claim → chunks → preprocess (two threads) → pools → device → outputs → postprocess → finished → persist
 
-The device has a thread for each share of it, see `device.py`.
+The device has a thread for each share of it, see `device.py`; a continuous version has one of its own beside them.
 
 Jobs travel in lists. What a stage may take in is bounded by `Holding` at the claim and by each channel after it, so
 that a slow stage stops the ones before it. A thread never just dies: what it raises ends the process (`on_crash`).
@@ -23,7 +23,8 @@ from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.claiming import Claimer, HeadReader, HeldTicket, Inbox, ServedQueue
-from batchyard_consumers.device import Device, Shares
+from batchyard_consumers.continuous import Continuous
+from batchyard_consumers.device import Device, Running, Shares
 from batchyard_consumers.executing import Executing
 from batchyard_consumers.held import Batch, Chunk, Finished, Holding
 from batchyard_consumers.meter import Meter
@@ -69,6 +70,7 @@ class Pipeline:
         recorder: FlightRecorder,
     ) -> None:
         self.owner = owner
+        self._meter = meter
         self.executing = Executing(store, recorder)
         self.executing.registered(owner)
         self.versions: list[Served] = list({id(queue.served): queue.served for queue in queues}.values())
@@ -123,6 +125,7 @@ class Pipeline:
         self.persister = Persister(
             store=store, finished=self._finished, holding=self.holding, meter=meter, hint=hint, hurry=self.hurry
         )
+        self._continuous: list[Continuous] = []
         self._devices = [f"device-{number}" for number in range(self.device.shares.count)]
         self._threads = {
             "claim": self._thread("claim", self.claimer.run),
@@ -144,9 +147,31 @@ class Pipeline:
         self._threads[name] = self._thread(name, body)
         self._threads[name].start()
 
+    def serve(self, served: Served) -> None:
+        """A version is loaded: where its jobs join and leave between steps it gets a thread for that."""
+        if served.is_continuous:
+            loop = Continuous(
+                served,
+                pools=self._pools,
+                outputs=self._outputs,
+                finished=self._finished,
+                device=self.device,
+                executing=self.executing,
+                meter=self._meter,
+            )
+            name = f"continuous-{served.name}"
+            self._devices.append(name)
+            self.spawn(name, loop.run)
+            self._continuous.append(loop)
+
+    @property
+    def running(self) -> list[Running]:
+        """What the device executes now."""
+        return self.device.running + [running for loop in self._continuous for running in loop.running]
+
     def stages(self) -> dict[str, int]:
         """Jobs held, by stage; read without a lock, so they need not add up exactly."""
-        on_device = sum(len(running.batch.jobs) for running in self.device.running)
+        on_device = sum(len(running.batch.jobs) for running in self.running)
         held, pooled, finished = (
             self.holding.jobs,
             self._pools.jobs,
@@ -167,14 +192,16 @@ class Pipeline:
         return len(self.inbox) > 0 or self._pools.jobs > 0
 
     def cancel(self, ids: frozenset[int]) -> None:
-        """Drop jobs whose cancellation was asked for, as far as they wait for the device; the others are written as
-        cancelled by the store when they finish."""
+        """Drop jobs whose cancellation was asked for, as far as they wait for the device or may leave it; the others
+        are written as cancelled by the store when they finish."""
         dropped = self._pools.drop(ids)
         for served, entry in dropped:
             self.holding.left_pool(served, 1)
             outcome = Outcome(entry[2], State.CANCELLED, cost=entry[0])
             # Never waiting: this is the heartbeat's thread, and the lease matters more than a full channel.
             self._finished.put(Finished(owner=self.owner, outcomes=[outcome]), at_once=True)
+        for loop in self._continuous:
+            loop.cancel(ids)
 
     def restart(self, owner: int) -> None:
         """The registration is over: forget everything held and go on under a new one.

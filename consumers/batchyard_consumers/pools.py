@@ -6,10 +6,12 @@ versions whose passes may run at the same time.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from batchyard.jobs import ClaimedJob, Lane
@@ -51,6 +53,8 @@ class Pools:
         """Wakes the first thread."""
         self._helped = threading.Condition(lock)
         """Wakes those that help."""
+        self._joined = {served.name: threading.Condition(lock) for served in versions}
+        """Wakes the thread of a continuous version."""
 
     def add(
         self, served: Served, jobs: Sequence[ClaimedJob], items: Sequence[Any], costs: Sequence[int], *, owner: int
@@ -60,6 +64,9 @@ class Pools:
             if owner != self._owner or self._is_closed:
                 return False
             self._pools[served.name].add(jobs, items, costs, now_ns=self._clock_ns())
+            if served.is_continuous:
+                self._joined[served.name].notify()
+                return True
             self._changed.notify()
             if served.is_concurrent:
                 self._helped.notify()
@@ -99,6 +106,29 @@ class Pools:
                         self._helped.notify()
                     return batch
 
+    def joiners(self, served: Served, *, most: int, may_wait: bool) -> list[Batch]:
+        """Up to `most` jobs of a continuous version, each as a batch of its own, a suspect by itself; none where there
+        are none, after waiting for one where the caller may. Raises Closed.
+        """
+        with self._changed:
+            pool = self._pools[served.name]
+            while may_wait and not len(pool) and not self._is_closed:
+                self._joined[served.name].wait()
+            if self._is_closed:
+                raise Closed
+            now_ns = self._clock_ns()
+            limits = Limits(budget=sys.maxsize, max_jobs=most, padded=False)
+            formed = pool.form(limits, now_ns=now_ns, now_ms=self._now_ms())
+            if formed is None:
+                return []
+            self._holding.left_pool(served, len(formed.entries))
+            return [
+                _batch(
+                    served, replace(formed, entries=[entry], cost=entry[0], padded_cost=entry[0]), self._owner, now_ns
+                )
+                for entry in formed.entries
+            ]
+
     def charge(self, served: Served, *, seconds: float) -> None:
         """Note what a version's batch took of the device."""
         with self._changed:
@@ -130,8 +160,8 @@ class Pools:
         """`next` raises Closed from here on, and nothing more is taken in; what is held stays for `take_all`."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify_all()
-            self._helped.notify_all()
+            for condition in (self._changed, self._helped, *self._joined.values()):
+                condition.notify_all()
 
     @property
     def is_closed(self) -> bool:
@@ -155,7 +185,7 @@ class Pools:
                 is_overdue=(oldest := pool.oldest_ns()) is not None and now_ns - oldest > AGE_CAP_SECONDS * 1e9,
             )
             for name, pool in self._pools.items()
-            if len(pool)
+            if len(pool) and not self._versions[name].is_continuous
         ]
         key = self._turns.pick(standings, among=lambda name: not helps or self._versions[name].is_concurrent)
         return None if key is None else self._versions[key]
@@ -196,10 +226,10 @@ class Pools:
         if formed is None:
             return None
         self._holding.left_pool(served, len(formed.entries))
-        return _batch(served, formed, owner=self._owner, now_ns=now_ns)
+        return _batch(served, formed, self._owner, now_ns)
 
 
-def _batch(served: Served, formed: Formed, *, owner: int, now_ns: int) -> Batch:
+def _batch(served: Served, formed: Formed, owner: int, now_ns: int) -> Batch:
     costs, arrivals, jobs, items = zip(*formed.entries, strict=True)
     return Batch(
         served=served,

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchyard.inputs import Validator
 from batchyard.jobs import Lane
-from batchyard.model import Model
+from batchyard.model import ContinuousModel, Model
 from batchyard.settings import ModelSettings
 from batchyard_consumers.speed import Speed
 
@@ -33,6 +33,8 @@ class Served:
     pads: bool = True
     is_concurrent: bool = False
     """`forward` may run on several threads at once."""
+    is_continuous: bool = False
+    """Jobs join and leave between steps."""
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +47,9 @@ class Served:
         self.is_level = kind.cost is Model.cost
         self.pads = bool(getattr(model, "pads", True))
         self.is_concurrent = model.concurrent_forward
+        if isinstance(model, ContinuousModel):
+            self.is_continuous = True
+            self.speed.jobs_inside = model.most_jobs
         self.load_seconds = load_seconds
         self.load_error = None
         self.model = model

@@ -111,6 +111,8 @@ class Speed:
     """One version's learned figures. Written by one of the device's threads at a time; any thread may read."""
 
     configured_budget: int | None = None
+    jobs_inside: int | None = None
+    """Of a continuous model: how many it holds at once, in place of a budget."""
     max_batch_jobs: int = 2048
     max_batch_seconds: float = 1.0
     """A step that would take longer is not tried: shorter batches keep urgent work and a drain prompt."""
@@ -141,11 +143,13 @@ class Speed:
 
     @property
     def is_settled(self) -> bool:
-        return self.configured_budget is not None or self._is_settled
+        return self.configured_budget is not None or self.jobs_inside is not None or self._is_settled
 
     @property
     def batch_jobs(self) -> int:
         """About how many jobs a full batch holds."""
+        if self.jobs_inside is not None:
+            return self.jobs_inside
         return max(1, min(self.max_batch_jobs, int(self._full / max(self.mean_cost, 1e-9))))
 
     def seconds_for(self, padded_cost: float) -> float | None:
@@ -177,7 +181,8 @@ class Speed:
         self.seconds_per_unit = self._sums.seconds / max(self._sums.cost, 1)
         if self._sums.input_bytes:
             self.units_per_byte = self._sums.cost / self._sums.input_bytes
-        if self.configured_budget is None and (padded_cost >= FULL * self.budget or jobs >= self.max_batch_jobs):
+        is_learned = self.configured_budget is None and self.jobs_inside is None
+        if is_learned and (padded_cost >= FULL * self.budget or jobs >= self.max_batch_jobs):
             self._adapt()
 
     def shrink(self) -> None:
@@ -190,6 +195,8 @@ class Speed:
     def _full(self) -> int:
         if self.configured_budget is not None:
             return self.configured_budget
+        if self.jobs_inside is not None:
+            return max(1, round(self.jobs_inside * self.mean_cost))
         return self._step if self._step is not None else max(1, round(self.mean_cost))
 
     def _adapt(self) -> None:

@@ -38,7 +38,7 @@ class Watchdog:
     def check(self) -> None:
         """Look at both."""
         now = self._clock()
-        for running in self._pipeline.device.running:
+        for running in self._pipeline.running:
             if now - running.since > running.batch.served.settings.max_run_seconds:
                 # It cannot be interrupted on a device: the process ends.
                 self._on_hang(running)

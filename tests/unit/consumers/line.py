@@ -87,6 +87,8 @@ class Line:
 
     def __enter__(self) -> "Line":
         self.pipeline.start()
+        for version in self.served.values():
+            self.pipeline.serve(version)
         return self
 
     def __exit__(self, *_: object) -> None:
