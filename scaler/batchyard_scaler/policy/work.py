@@ -1,0 +1,139 @@
+"""Work to be done by certain times, as pieces in the order of their deadlines, and what capacity leaves undone."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+from batchyard_scaler.policy.records import Demand, Due, Fleet, Pool
+
+PRIOR_MARGIN = 2.0
+"""Work whose model's speed is only guessed counts so many times."""
+PAYBACK = 4.0
+"""Work without a deadline is worth another replica when it keeps that busy so many times as long as its start takes."""
+SHORTEST_DRAIN_SECONDS = 10.0
+TRIFLE_SECONDS = 1e-6
+"""Below it, work is a rounding error."""
+
+
+class Piece(NamedTuple):
+    """Work that is due at one time and that the same pools may do."""
+
+    due_seconds: float
+    """From now, the earliest that it may be."""
+    work_seconds: float
+    jobs: float
+    servers: frozenset[str]
+    """Names of the pools that may do it."""
+    may_wait: bool = True
+    """For the latest safe start: nobody waits for it, and its size is known."""
+    has_deadline: bool = True
+    is_forecast: bool = False
+    value: float = 1.0
+
+
+by_deadline = attrgetter("due_seconds")
+
+
+class Capacity(Protocol):
+    """What replicas can do."""
+
+    def by(self, seconds: float) -> float:
+        """Work in seconds that they do from now until then."""
+        ...
+
+
+class Replicas:
+    """The capacity of some that are ready and some that will be."""
+
+    def __init__(self, ready: int, starting: Iterable[float] = (), *, speed: float = 1.0) -> None:
+        self._ready = ready
+        self._starting = sorted(starting)
+        self._speed = speed
+
+    def by(self, seconds: float) -> float:
+        if seconds <= 0:
+            return 0.0
+        done = self._ready * seconds
+        for remaining in self._starting:
+            if remaining >= seconds:
+                break
+            done += seconds - remaining
+        return done * self._speed
+
+
+class Spare:
+    """What some capacity has left beside pieces that it does first."""
+
+    def __init__(self, capacity: Capacity, taken: Sequence[Piece]) -> None:
+        self._capacity = capacity
+        self._dues = [piece.due_seconds for piece in taken]
+        self._taken = [0.0]
+        for piece in taken:
+            self._taken.append(self._taken[-1] + piece.work_seconds)
+        self._later = [math.inf] * (len(taken) + 1)
+        for index in range(len(taken) - 1, -1, -1):
+            spare = capacity.by(taken[index].due_seconds) - self._taken[index + 1]
+            self._later[index] = min(self._later[index + 1], spare)
+
+    def by(self, seconds: float) -> float:
+        index = bisect_right(self._dues, seconds)
+        return max(0.0, min(self._capacity.by(seconds) - self._taken[index], self._later[index]))
+
+
+def drain_seconds(pool: Pool) -> float:
+    """By when work without a deadline, or too late for its own, should be done."""
+    return max(SHORTEST_DRAIN_SECONDS, (1 + PAYBACK) * pool.cold_start_seconds)
+
+
+def pieces_of(fleet: Fleet, pools: Sequence[Pool], demands: Iterable[Demand]) -> list[Piece]:
+    """The work that these pools may do, merged and in the order of its deadlines."""
+    merged: dict[tuple[float, frozenset[str], bool, bool, bool], list[float]] = {}
+    drain = {pool.name: drain_seconds(pool) for pool in pools}
+    for demand in demands:
+        servers = frozenset(pool.name for pool in pools if serves(pool, demand))
+        if not servers:
+            continue
+        margin = PRIOR_MARGIN if demand.is_prior else 1.0
+        swap = min(pool.swap_seconds for pool in pools if pool.name in servers)
+        slowest = max(drain[name] for name in servers)
+        for due, is_forecast in _dues(demand):
+            has_deadline = math.isfinite(due.in_seconds)
+            at = due.in_seconds - fleet.due_step_seconds if has_deadline else slowest
+            may_wait = has_deadline and not demand.is_interactive and not demand.is_prior
+            entry = merged.setdefault((at, servers, may_wait, has_deadline, is_forecast), [0.0, 0.0, 0.0])
+            entry[0] += due.work_seconds * margin + swap
+            entry[1] += due.jobs
+            entry[2] += due.jobs * demand.value
+            swap = 0.0
+    pieces = [
+        Piece(at, work, jobs, servers, may_wait, has_deadline, is_forecast, value / jobs)
+        for (at, servers, may_wait, has_deadline, is_forecast), (work, jobs, value) in merged.items()
+    ]
+    return sorted(pieces, key=by_deadline)
+
+
+def serves(pool: Pool, demand: Demand) -> bool:
+    return demand.model in pool.models and (pool.capacity == "on_demand" or demand.is_tolerant)
+
+
+def rest_of(pieces: Sequence[Piece], capacity: Capacity) -> list[Piece]:
+    """What is not done by its deadline where the earliest deadline goes first."""
+    left = []
+    total = missed = 0.0
+    for piece in pieces:
+        total += piece.work_seconds
+        lack = total - capacity.by(piece.due_seconds) - missed
+        if lack > TRIFLE_SECONDS:
+            missed += lack
+            share = lack / piece.work_seconds
+            left.append(piece._replace(work_seconds=lack, jobs=piece.jobs * share))
+    return left
+
+
+def _dues(demand: Demand) -> list[tuple[Due, bool]]:
+    known = [(due, False) for due in demand.due if due.jobs]
+    return known + [(due, True) for due in demand.forecast if due.jobs]
