@@ -26,6 +26,7 @@
     │   ├── JobExpired            expired
     │   └── JobRetired            retired                it had ended, and is no longer kept; a Gone too
     ├── ConfigurationError        invalid_configuration  –     every fault of a configuration, at once
+    ├── InvalidTrace              invalid_trace          –     every fault of a trace to simulate, at once
     ├── MissingExtra              missing_extra          –     names the extra to install
     └── ModelError                                       –     raised in a consumer
         ├── ModelLoadError        model_load_failed            the model cannot serve; its jobs stay queued
@@ -201,6 +202,16 @@ class ConfigurationError(BatchyardError):
         self.faults = list(faults)
         count = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''}"
         super().__init__(f"the configuration has {count}:\n" + "\n".join(f"  - {fault}" for fault in self.faults))
+
+
+class InvalidTrace(BatchyardError):
+    """All faults of a file that is to be simulated, by line."""
+
+    code = "invalid_trace"
+
+    def __init__(self, name: str, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        super().__init__(f"{name} is no trace that can be replayed:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
 
 class MissingExtra(BatchyardError):

@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from batchyard_scaler.policy.records import Decision, Fleet, Pool, Zone
+from batchyard_scaler.policy.records import Decision, Fleet
 from batchyard_scaler.simulator.engine import Policy, World, replay
 from batchyard_scaler.simulator.queues import START_MARGIN
-from batchyard_scaler.simulator.trace import SpotTrace, Trace
-
-COLD = 60.0
-
-
-def trace_of(
-    jobs: Sequence[tuple[float, float, float]], *, seconds: float = 1000.0, models: Sequence[int] | None = None
-) -> Trace:
-    """Jobs as (arrival, work, deadline)."""
-    arrive, work, due = np.array(jobs, dtype=float).T
-    return Trace(
-        name="by hand",
-        arrive_at=arrive,
-        work_seconds=work,
-        due_at=due,
-        model=np.array(models or [0] * len(jobs)),
-        is_tolerant=np.ones(len(jobs), dtype=bool),
-        models=("a@1", "b@1"),
-        seconds=seconds,
-    )
-
-
-def pool_of(*, capacity: str = "on_demand", zones: Sequence[str] = (), speed: float = 1.0) -> Pool:
-    return Pool(
-        name="pool",
-        capacity="spot" if capacity == "spot" else "on_demand",
-        models=frozenset({"a@1", "b@1"}),
-        minimum=0,
-        maximum=9,
-        speed=speed,
-        cold_start_seconds=COLD,
-        restart_cost_seconds=COLD,
-        zones=[Zone(name=zone) for zone in zones],
-    )
+from tests.unit.scaler.simulator.hand import COLD, pool_of, spot_of, trace_of
 
 
 def answers(*numbers: int) -> Policy:
@@ -110,18 +76,13 @@ def test_another_model_is_swapped_in_where_the_one_in_memory_has_no_work() -> No
     assert done.spent["pool"].swap_seconds == 23
 
 
-def spot(*changes: tuple[float, int], seconds: float = 10_000.0) -> dict[str, SpotTrace]:
-    at, change = np.array(changes).T
-    return {"z": SpotTrace(zone="z", at_seconds=at.astype(float), changes=change.astype(np.int64), seconds=seconds)}
-
-
 def test_a_job_that_outlasts_the_notice_is_cut_off_and_done_again() -> None:
     trace = trace_of([(0, 100, 900)], seconds=400)
     done = replay(
         trace,
         pools=[pool_of(capacity="spot", zones=["z"])],
         policy=answers(1),
-        spot=spot((0, 1), (100, -1), (200, 1)),
+        spot=spot_of((0, 1), (100, -1), (200, 1)),
         world=World(notice_seconds=30),
     )
     spent = done.spent["pool"]
@@ -136,7 +97,7 @@ def test_a_job_that_fits_into_the_notice_is_finished() -> None:
         trace_of([(0, 50, 900)], seconds=400),
         pools=[pool_of(capacity="spot", zones=["z"])],
         policy=answers(1),
-        spot=spot((0, 1), (100, -1)),
+        spot=spot_of((0, 1), (100, -1)),
         world=World(notice_seconds=30),
     )
     assert done.finished_at.tolist() == [110]
@@ -154,7 +115,7 @@ def test_the_policy_is_told_of_zones_and_of_work_by_deadline() -> None:
         trace_of([(0, 50, 600), (0, 70, 900), (16, 60, 600)], seconds=120),
         pools=[pool_of(capacity="spot", zones=["z"])],
         policy=policy,
-        spot=spot((0, 2), (50, -1)),
+        spot=spot_of((0, 2), (50, -1)),
     )
     at = {round(fleet.now_seconds): fleet for fleet in seen}
     assert [(due.in_seconds, due.jobs, due.work_seconds) for due in at[15].demands[0].due] == [
@@ -169,7 +130,7 @@ def test_the_policy_is_told_of_zones_and_of_work_by_deadline() -> None:
 
 
 def test_a_spot_trace_begins_anew_with_the_nodes_of_its_beginning() -> None:
-    zone = spot((0, 3), (10, -2), (20, 4), seconds=30)["z"]
+    zone = spot_of((0, 3), (10, -2), (20, 4), seconds=30)["z"]
     assert [zone.change(index) for index in range(5)] == [(0, 3), (10, -2), (20, 4), (30, -2), (40, -2)]
 
 

@@ -1,0 +1,155 @@
+"""How others size a pool, each as a policy; and what stands between theirs, or ours, and the replicas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchyard.settings import PoolSettings, Settings
+from batchyard_scaler.policy.records import Decision, Fleet, Pool
+from batchyard_scaler.render.keda import scaled_object
+from batchyard_scaler.simulator.autoscaler import Autoscaler, Direct, Reading
+from batchyard_scaler.simulator.engine import Policy
+from batchyard_scaler.simulator.hpa import Hpa, HpaSettings
+
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A way of sizing pools. `policy` and `autoscaler` remember, so they are made anew for each replay."""
+
+    name: str
+    policy: Callable[[], Policy]
+    autoscaler: Callable[[Pool], Autoscaler]
+
+
+def keda(*, length: float, cooldown_seconds: float = 300.0) -> Contender:
+    """KEDA on a list's length: jobs that wait, not those that run, over a target a replica."""
+    cooldown = "" if cooldown_seconds == 300.0 else f", cool-down {cooldown_seconds:g} s"
+    return Contender(
+        name=f"KEDA, list length {length:g}{cooldown}",
+        policy=lambda: _reading("list length", lambda pool, fleet: waiting_jobs(pool, fleet) / length),
+        autoscaler=_keda_autoscaler(cooldown_seconds=cooldown_seconds),
+    )
+
+
+def backlog_per_instance(*, jobs: float) -> Contender:
+    """Unfinished jobs over what one instance may have before it: the wait that is accepted over the time of a job."""
+    return Contender(
+        name=f"backlog per instance, {jobs:g} jobs",
+        policy=lambda: _reading("backlog per instance", lambda pool, fleet: unfinished_jobs(pool, fleet) / jobs),
+        autoscaler=_keda_autoscaler(cooldown_seconds=300.0),
+    )
+
+
+def ray(*, ongoing: float = 2.0, up_seconds: float = 30.0, down_seconds: float = 600.0) -> Contender:
+    """As Ray Serve does: ongoing requests over a target a replica, once that has been asked for long enough."""
+    return Contender(
+        name=f"Ray-style, {ongoing:g} ongoing",
+        policy=lambda: _Ray(ongoing=ongoing, up_seconds=up_seconds, down_seconds=down_seconds),
+        autoscaler=lambda _: Direct(),
+    )
+
+
+def fixed(*, replicas: int) -> Contender:
+    def policy(fleet: Fleet) -> list[Decision]:
+        return [
+            Decision(pool=pool.name, replicas=min(replicas, pool.maximum), rule="fixed", reason="as always")
+            for pool in fleet.pools
+        ]
+
+    return Contender(name=f"fixed at {replicas}", policy=lambda: policy, autoscaler=lambda _: Direct())
+
+
+def ours(policy: Callable[[], Policy], *, name: str = "batchyard") -> Contender:
+    """The policy of production behind KEDA and the HorizontalPodAutoscaler, exactly as they are rendered."""
+    return Contender(name=name, policy=policy, autoscaler=as_rendered)
+
+
+def as_rendered(pool: Pool) -> Autoscaler:
+    settings = PoolSettings(name=pool.name, models=tuple(pool.models), min=pool.minimum, max=pool.maximum)
+    document = scaled_object(Settings(state_dir=Path(), pools=(settings,)), settings)
+    return Hpa(HpaSettings.from_scaled_object(document))
+
+
+def unfinished_jobs(pool: Pool, fleet: Fleet) -> int:
+    """Of the queues that the pool serves."""
+    return sum(
+        due.jobs
+        for demand in fleet.demands
+        if demand.model in pool.models and (demand.is_tolerant or pool.capacity == "on_demand")
+        for due in demand.due
+    )
+
+
+def waiting_jobs(pool: Pool, fleet: Fleet) -> int:
+    return unfinished_jobs(pool, fleet) - sum(replica.is_busy for replica in pool.replicas)
+
+
+def _keda_autoscaler(*, cooldown_seconds: float) -> Callable[[Pool], Autoscaler]:
+    return lambda pool: Hpa(
+        HpaSettings(
+            minimum=pool.minimum,
+            maximum=pool.maximum,
+            polling_seconds=POLL_SECONDS,
+            cooldown_seconds=cooldown_seconds,
+        )
+    )
+
+
+def _reading(rule: str, value_of: Callable[[Pool, Fleet], float]) -> Policy:
+    def policy(fleet: Fleet) -> list[Decision]:
+        found = []
+        for pool in fleet.pools:
+            value = value_of(pool, fleet)
+            found.append(Reading(pool=pool.name, replicas=math.ceil(value), rule=rule, reason=rule, value=value))
+        return found
+
+    return policy
+
+
+class _Ray:
+    """Changes its number only where every look of the delay asked for more, or every one for fewer."""
+
+    def __init__(self, *, ongoing: float, up_seconds: float, down_seconds: float) -> None:
+        self._ongoing = ongoing
+        self._up_seconds = up_seconds
+        self._down_seconds = down_seconds
+        self._replicas: dict[str, int] = {}
+        self._more_since: dict[str, float] = {}
+        self._fewer_since: dict[str, float] = {}
+
+    def __call__(self, fleet: Fleet) -> Sequence[Decision]:
+        return [
+            Decision(
+                pool=pool.name,
+                replicas=self._decide(pool, unfinished_jobs(pool, fleet), fleet.now_seconds),
+                rule="ongoing",
+                reason="ongoing requests",
+            )
+            for pool in fleet.pools
+        ]
+
+    def _decide(self, pool: Pool, ongoing: int, now: float) -> int:
+        name, current = pool.name, self._replicas.get(pool.name, pool.minimum)
+        wanted = min(pool.maximum, max(pool.minimum, math.ceil(ongoing / self._ongoing)))
+        since = now
+        if wanted > current:
+            self._fewer_since.pop(name, None)
+            since, delay = self._more_since.setdefault(name, now), self._up_seconds
+        elif wanted < current:
+            self._more_since.pop(name, None)
+            since, delay = self._fewer_since.setdefault(name, now), self._down_seconds
+        else:
+            self._more_since.pop(name, None)
+            self._fewer_since.pop(name, None)
+            delay = math.inf
+        if now - since >= delay:
+            self._more_since.pop(name, None)
+            self._fewer_since.pop(name, None)
+            current = wanted
+        self._replicas[name] = current
+        return current
