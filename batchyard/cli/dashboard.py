@@ -134,10 +134,11 @@ def consumers_table(consumers: Iterable[schemas.Consumer]) -> Table:
         table.add_column(name, justify="right")
     for consumer in consumers:
         stats = consumer.stats
+        state = "preempted" if consumer.preempted_at is not None else consumer.state
         table.add_row(
             consumer.id[-8:],
             consumer.pool,
-            Text(consumer.state, style={"ready": "green", "draining": "yellow"}.get(consumer.state, "")),
+            Text(state, style={"ready": "green", "draining": "yellow", "preempted": "yellow"}.get(state, "")),
             consumer.host,
             str(consumer.pid),
             rate(_number(stats.get("jobs_per_second"))),

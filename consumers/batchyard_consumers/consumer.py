@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ from batchyard_consumers.executing import open_recorder
 from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
 from batchyard_consumers.loading import Loader
 from batchyard_consumers.meter import Meter
+from batchyard_consumers.notices.clouds import Metadata, Notice
+from batchyard_consumers.notices.watching import Watch
 from batchyard_consumers.pipeline import Pipeline
 from batchyard_consumers.pod import Pod, PodMark
 from batchyard_consumers.retries import RetryPolicy
@@ -32,6 +35,10 @@ from batchyard_consumers.served import Served
 from batchyard_consumers.watchdog import Watchdog
 
 URGENT_MS = 10_000
+NOTICE_MARGIN_SECONDS = 2.0
+"""Of a notice, beyond the drain."""
+LEAST_LINGER_SECONDS = 60.0
+"""After a notice, unless the process is told to end: the machine may go later than it said."""
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +72,10 @@ class Consumer:
         source: TicketSource,
         on_end: Callable[[int], None],
         pod: Pod | None = None,
+        zone: str = "",
+        metadata: Metadata | None = None,
     ) -> None:
-        """`pod` is the one that it runs in, if any."""
+        """`pod` is the one that it runs in, if any; `zone` and `metadata` are its machine's, where they are known."""
         self.pool = pool
         self.settings = settings
         self.device_name = choose_device(pool.device)
@@ -79,6 +88,9 @@ class Consumer:
         self._on_end = on_end
         self._stopping = threading.Event()
         self._ending = threading.Lock()
+        self._told_to_end = threading.Event()
+        self._ends_at = 0.0
+        """Not before, by the monotonic clock, unless it is told to end."""
         self._drain: Drain | None = None
         self._shares: dict[int, FairShare] = {}
         objects = open_objects(settings)
@@ -107,7 +119,10 @@ class Consumer:
             stats=self.stats,
             beat=self._beat,
         )
+        self.heartbeat.zone = zone
         self._pod = pod
+        self._metadata = metadata
+        self._is_at_risk = False
         self._watchdog = Watchdog(
             self.pipeline,
             waiting_tickets=self._waiting_tickets,
@@ -149,6 +164,16 @@ class Consumer:
         if self._pod is not None:
             mark = PodMark(self._pod, is_busy=lambda: self.pipeline.holding.jobs > 0, stopping=self._stopping)
             self.pipeline.spawn("pod-mark", mark.run)
+        if self._metadata is not None:
+            watch = Watch(
+                self._metadata,
+                zone=self.heartbeat.zone,
+                hears_notices=self.pool.capacity == "spot",
+                on_zone=lambda zone: setattr(self.heartbeat, "zone", zone),
+                on_notice=self.heed,
+                stopping=self._told_to_end,
+            )
+            threading.Thread(target=watch.run, name="batchyard-notices", daemon=True).start()
 
     def stats(self) -> dict[str, Any]:
         """What the heartbeat and remote control tell."""
@@ -157,6 +182,9 @@ class Consumer:
         stats = self.meter.stats(self.versions, stages=self.pipeline.stages())
         stats["tickets"] = len(self.pipeline.inbox)
         stats["broker"] = self._broker.is_up
+        stats["seconds_per_unit"] = self._speeds.told()
+        if self._is_at_risk:
+            stats["at_risk"] = True
         return stats
 
     # --- the end ---
@@ -164,18 +192,41 @@ class Consumer:
     def drain(self, *, reason: str, code: int = 0) -> None:
         """Leave in order; a second call hurries. Returns at once: the end is told to `on_end`."""
         with self._ending:
-            if self._drain is not None:
+            if self._told_to_end.is_set() and self._drain is not None:
                 self._drain.hurry()
                 return
-            self._drain = Drain(
-                self.pipeline,
-                store=self._store,
-                broker=self._broker,
-                heartbeat=self.heartbeat,
-                meter=self.meter,
-                grace_seconds=self.pool.drain_seconds,
-                queue_names=self.queue_names,
+            self._told_to_end.set()
+            self._begin_drain(grace_seconds=self.pool.drain_seconds, reason=reason, code=code)
+
+    def heed(self, notice: Notice) -> None:
+        """Drain in the time that a notice leaves. A warning that names no time is told, and work goes on: most such
+        machines stay for hours."""
+        log_event(log, "notice", level=logging.WARNING, reason=notice.reason, in_seconds=notice.in_seconds)
+        if notice.in_seconds is None:
+            self._is_at_risk = True
+            return
+        with self._ending:
+            self.heartbeat.is_preempted = True
+            self._ends_at = time.monotonic() + max(notice.in_seconds, LEAST_LINGER_SECONDS)
+            self._begin_drain(
+                grace_seconds=max(0.0, notice.in_seconds - NOTICE_MARGIN_SECONDS), reason=notice.reason, code=0
             )
+
+    def _begin_drain(self, *, grace_seconds: float, reason: str, code: int) -> None:
+        """Under the lock. One that is under way may have less time from now on."""
+        if self._drain is not None:
+            self._drain.shorten(grace_seconds=grace_seconds)
+            self.heartbeat.tell("draining")
+            return
+        self._drain = Drain(
+            self.pipeline,
+            store=self._store,
+            broker=self._broker,
+            heartbeat=self.heartbeat,
+            meter=self.meter,
+            grace_seconds=grace_seconds,
+            queue_names=self.queue_names,
+        )
         self._stopping.set()
         self._source.stop()
         threading.Thread(target=self._leave, args=(self._drain, reason, code), name="batchyard-drain").start()
@@ -194,6 +245,8 @@ class Consumer:
             log_event(log, "drain_failed", level=logging.ERROR, error=error)
         finally:
             self.pipeline.executing.close()
+            # Whoever started this process would start the next one, on a machine that goes.
+            self._told_to_end.wait(max(0.0, self._ends_at - time.monotonic()))
             self._on_end(code)
 
     def _hang(self, running: Running) -> None:
@@ -235,6 +288,7 @@ class Consumer:
         )
 
     def _loaded(self, served: Served) -> None:
+        self.pipeline.serve(served)
         if self.heartbeat.state == "starting":
             self.heartbeat.tell("ready")
         self._source.refresh()

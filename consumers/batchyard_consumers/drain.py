@@ -48,27 +48,33 @@ class Drain:
         self._broker = broker
         self._heartbeat = heartbeat
         self._meter = meter
-        self._grace = grace_seconds
         self._queue_names = queue_names
         self._clock = clock
         self._hurry = threading.Event()
-        self._deadline = 0.0
+        self._deadline = clock() + grace_seconds
 
     def hurry(self) -> None:
         """Wait for nothing more."""
         self._hurry.set()
 
+    def shorten(self, *, grace_seconds: float) -> None:
+        """Be through so many seconds from now, if not earlier."""
+        self._deadline = min(self._deadline, self._clock() + grace_seconds)
+
     def run(self, *, reason: str) -> None:
         """Take the consumer down; whatever cannot be done in time the lease and the reaper make good."""
         started = self._clock()
-        self._deadline = started + self._grace
-        log_event(log, "drain_started", reason=reason, grace_seconds=self._grace, held=self._pipeline.holding.jobs)
-        self._heartbeat.tell("draining")
+        grace = round(self._left(), 3)
+        log_event(log, "drain_started", reason=reason, grace_seconds=grace, held=self._pipeline.holding.jobs)
         self._pipeline.stop_claiming()
-        self._hand_back(self._pipeline.take_unstarted(timeout=STAGE_SECONDS), preempted=False)
+        self._heartbeat.tell("draining")
+        if self._heartbeat.is_preempted:
+            # Before anything else: the machine may go sooner than it said, and no job is to be blamed for that.
+            self._try(self._heartbeat.report)
+        self._hand_back(self._pipeline.take_unstarted(timeout=STAGE_SECONDS))
         self._hand_back_tickets()
         self._await_batches()
-        self._hand_back(self._pipeline.take_pooled(), preempted=False)
+        self._hand_back(self._pipeline.take_pooled())
         written = self._pipeline.finish_writing(timeout=max(WRITE_SECONDS, self._left()))
         self._pipeline.hurry.set()
         self._heartbeat.stop()
@@ -78,19 +84,20 @@ class Drain:
     def _await_batches(self) -> None:
         """Wait for the batches on the device that are likely to end in time; hand the jobs of others back at once."""
         given_up: list[Batch] = []
-        latest = self._deadline - WRITE_SECONDS
-        while running := [one for one in self._pipeline.device.running if one.batch not in given_up]:
-            now = self._clock()
+        while running := [one for one in self._pipeline.running if one.batch not in given_up]:
+            now, latest = self._clock(), self._deadline - WRITE_SECONDS
             # The pass of a late one goes on until the process ends; its results are fenced.
             late = [one for one in running if self._hurry.is_set() or max(now, one.ends_at) > latest]
             if late:
-                self._hand_back([Handed(one.batch.owner, one.batch.jobs) for one in late], preempted=True)
+                self._hand_back([Handed(one.batch.owner, one.batch.jobs) for one in late], is_late=True)
                 given_up += [one.batch for one in late]
             elif self._pipeline.finish_device(timeout=min(PAUSE_SECONDS, latest - now)):
                 return
 
-    def _hand_back(self, handed: Sequence[Handed], *, preempted: bool) -> None:
-        """Release jobs and ticket them again, so that another consumer has them within moments."""
+    def _hand_back(self, handed: Sequence[Handed], *, is_late: bool = False) -> None:
+        """Release jobs and ticket them again, so that another consumer has them within moments. Those of a batch that
+        is too late, and all that a machine loses that is taken back, count as preempted."""
+        preempted = is_late or self._heartbeat.is_preempted
         for owner in dict.fromkeys(piece.owner for piece in handed):
             jobs = [job for piece in handed if piece.owner == owner for job in piece.jobs]
             if jobs:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from batchyard.errors import Unavailable
-from batchyard.store.base import JobStore
+from batchyard.store.base import JobStore, Renewal
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Closed
 from batchyard_consumers.pipeline import Pipeline
@@ -50,6 +50,8 @@ class Heartbeat:
         self._is_stopped = False
         self.state = "starting"
         """What is told next: starting, ready, draining."""
+        self.zone = ""
+        self.is_preempted = False
 
     def run(self) -> None:
         """Renew until stopped (raises Closed)."""
@@ -69,11 +71,22 @@ class Heartbeat:
         self._is_stopped = True
         self._wake.set()
 
+    def report(self) -> Renewal:
+        """Renew and tell; Unavailable where the database is away. From any thread."""
+        return self._store.renew(
+            self._pipeline.owner,
+            lease_ms=self._lease_ms,
+            state=self.state,
+            stats=self._stats(),
+            zone=self.zone,
+            is_preempted=self.is_preempted,
+        )
+
     def renew(self) -> None:
         """One renewal, and what follows from its answer."""
         owner = self._pipeline.owner
         try:
-            renewal = self._store.renew(owner, lease_ms=self._lease_ms, state=self.state, stats=self._stats())
+            renewal = self.report()
             if not renewal.alive and not self._is_stopped:
                 log_event(log, "registration_lost", level=logging.WARNING, owner=owner)
                 self._pipeline.restart(self._register())
@@ -107,6 +120,10 @@ class SpeedReporter:
             if was_saturated and is_saturated and busy > 0:
                 self._factor = max(1.0, (now - then) / busy)
         self._last = (now, busy_seconds, is_saturated)
+
+    def told(self) -> dict[str, float]:
+        """By model, the seconds per unit of cost that were reported last."""
+        return {name: seconds for name, (_, seconds) in self._reported.items()}
 
     def report(self, versions: Sequence[Served]) -> None:
         """Store what has changed by more than a tenth."""

@@ -33,6 +33,7 @@ from batchyard.ticketing import FIRST_PREFETCH, ticket_jobs
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
 from batchyard_consumers.consumer import Consumer
 from batchyard_consumers.heartbeat import PATH_SECONDS_PER_JOB
+from batchyard_consumers.notices.watching import metadata_of
 from batchyard_consumers.pod import own_pod
 from batchyard_consumers.served import Served
 
@@ -293,6 +294,8 @@ def run_worker(settings: Settings, pool: PoolSettings, *, store: JobStore, url: 
         source=tickets,
         on_end=goodbye.say,
         pod=own_pod(os.environ),
+        zone=os.environ.get("NODE_ZONE", ""),
+        metadata=metadata_of(pool, os.environ),
     )
     _install_signals(tickets)
     tickets.consumer.start()

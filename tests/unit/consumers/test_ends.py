@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +114,26 @@ def test_of_several_batches_only_those_that_do_not_fit_are_handed_back() -> None
         broker.close()
 
 
+def test_after_a_notice_all_that_comes_back_was_preempted() -> None:
+    gate = Gate()
+    with Line({"gate": gate}, budget=1) as line:
+        ids = busy(line, gate)
+        ending, broker = drain(line, grace_seconds=600)
+        ending._heartbeat.is_preempted = True
+        ending._heartbeat.zone = "z-1"
+        ending.shorten(grace_seconds=2.5)
+        started = time.monotonic()
+        ending.run(reason="test")
+        assert time.monotonic() - started < 10
+        views = line.store.get_jobs(ids, tenant_id=1)
+        assert [(view.state, view.preemptions, view.failures) for view in views] == [(State.QUEUED, 1, 0)] * 3
+        (gone,) = line.store.consumers()
+        assert (gone.state, gone.zone) == ("gone", "z-1")
+        assert gone.preempted_at_ms is not None
+        gate.opened.set()
+        broker.close()
+
+
 def test_a_hurried_drain_waits_for_nothing() -> None:
     gate = Gate()
     with Line({"gate": gate}, budget=1) as line:
@@ -140,10 +161,10 @@ def test_an_outage_of_the_database_changes_nothing() -> None:
     with Line({"noop": Gate()}) as line:
         renew = line.store.renew
 
-        def away(owner: int, *, lease_ms: int, state: str, stats: Mapping[str, Any]) -> Renewal:
+        def away(_owner: int, **_told: Any) -> Renewal:
             raise Unavailable("away")
 
-        line.store.renew = away  # type: ignore[method-assign]
+        line.store.renew = away  # type: ignore[assignment,method-assign]
         heartbeat(line).renew()
         line.store.renew = renew  # type: ignore[method-assign]
         assert line.pipeline.owner == line.owner
