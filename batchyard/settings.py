@@ -11,9 +11,12 @@ from batchyard.jobs import Lane
 
 RUNTIMES = (
     "image-classification",
+    "kserve",
+    "openai",
     "reranking",
     "sentence-transformers",
     "text-classification",
+    "text-generation",
     "token-classification",
     "torch-export",
     "torchscript",
@@ -176,8 +179,9 @@ class PoolSettings:
     """A class of `[hardware.NAME]`, for Kubernetes; without one a GPU, or none where the device is "cpu"."""
     min: int = 0
     max: int = 1
-    idle_seconds: float = 60.0
-    """A local consumer above `min` leaves after this long without work."""
+    idle_seconds: float | None = None
+    """A consumer above `min` leaves after this long without work; None: a minute, or as long as a start takes where
+    that is longer."""
     drain_seconds: float = 20.0
     """Grace that a consumer has to finish what it holds."""
     cloud: Literal["auto", "none", "aws", "gcp", "azure"] = "auto"

@@ -153,6 +153,9 @@ class JobStore(Protocol):
         """Leave in order: state "gone". What it still owns goes back to its queues, as release does; of a preempted
         consumer, counted as preempted."""
 
+    def note_preempted(self, owner: int) -> None:
+        """A consumer's machine is taken back, as whoever gave it notice says; as `renew` with `is_preempted`."""
+
     def note_solo(self, owner: int, *, job_id: int | None) -> None:
         """A consumer is about to run this suspect and nothing beside it, or is through with it (None): should nobody be
         there to tell of its death, that is what it died of."""

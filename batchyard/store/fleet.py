@@ -73,6 +73,13 @@ class Fleet(Moves):
             asked = select(jobs.c.id).where(IS_RUNNING, jobs.c.owner == owner, jobs.c.cancel_requested)
             return Renewal(alive=True, cancelled=list(connection.execute(asked).scalars()))
 
+    def note_preempted(self, owner: int) -> None:
+        """See `JobStore.note_preempted`."""
+        with self._writing() as connection:
+            mine = and_(consumers.c.id == owner, consumers.c.state.not_in(_AWAY))
+            noted = func.coalesce(consumers.c.preempted_at, self._database_ms(connection))
+            connection.execute(consumers.update().where(mine).values(preempted_at=noted))
+
     def deregister(self, owner: int) -> None:
         """See `JobStore.deregister`."""
         deltas = Deltas()

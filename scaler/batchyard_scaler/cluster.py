@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from batchyard.settings import PoolSettings, Settings
-from batchyard.store.base import JobStore
+from batchyard.store.base import ConsumerInfo, JobStore
 from batchyard.telemetry import log_event
-from batchyard_scaler.sizing import PoolSizer, Reports, look_until
+from batchyard_scaler.sizing import Sizer, look_until
 
 LOOK_SECONDS = 1.0
 """KEDA asks every five seconds at most."""
-LIVE = {"starting", "ready"}
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +22,15 @@ class ClusterScaler:
     """Decides about every pool until told to stop. Owned by one thread, but for `stop`.
 
     Replicas asked for count as held, whether or not their consumers have registered: a pod may wait minutes for its
-    node. A scaler that starts goes on from the decision of the one before it, as far as that is fresh.
+    node. A scaler that comes to lead goes on from the decisions of the one before it, as far as they are fresh.
     """
 
     def __init__(self, settings: Settings, *, store: JobStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._pools = [(pool, PoolSizer(pool, clock=clock)) for pool in settings.pools]
-        self._reports = Reports(store)
-        self._asked: dict[str, int] = {}
-        """Pool → replicas of the last decision."""
+        self._pools = [pool.name for pool in settings.pools]
+        self._sizer = Sizer(settings, store=store, clock=clock)
+        self._asked: dict[str, int] | None = None
+        """Pool → replicas of the last decision; None while another scaler leads."""
         self._stop = threading.Event()
 
     def stop(self) -> None:
@@ -40,29 +39,18 @@ class ClusterScaler:
 
     def run(self) -> None:
         """Decide until told to stop. Consumers stay: without fresh decisions KEDA keeps what is there."""
-        log_event(log, "deciding", pools=[pool.name for pool, _ in self._pools])
+        log_event(log, "deciding", pools=self._pools)
         look_until(self._stop, self.look, every_seconds=LOOK_SECONDS)
+        self._sizer.resign()
 
     def look(self) -> None:
         """One round over all pools; Unavailable where the database is away."""
-        versions, backlog = self._store.models(), self._store.backlog()
-        consumers = [info for info in self._store.consumers() if info.state in LIVE]
-        now_ms = self._store.now_ms()
-        for pool, sizer in self._pools:
-            states = [info.state for info in consumers if info.pool == pool.name]
-            made = sizer.decide(
-                versions,
-                backlog,
-                held=self._held(pool, live=len(states), now_ms=now_ms),
-                live=len(states),
-                has_ready="ready" in states,
-                now_ms=now_ms,
-            )
-            self._reports.report(made)
-            self._asked[pool.name] = made.replicas
+        made = self._sizer.round(self._held)
+        self._asked = None if made is None else {decision.pool: decision.replicas for decision in made}
 
-    def _held(self, pool: PoolSettings, *, live: int, now_ms: int) -> int:
-        if pool.name not in self._asked:
+    def _held(self, pool: PoolSettings, live: Sequence[ConsumerInfo]) -> int:
+        if self._asked is None:
+            now_ms = self._store.now_ms()
             fresh = [made for made in self._store.decisions() if not made.is_stale(now_ms=now_ms)]
-            self._asked[pool.name] = next((made.replicas for made in fresh if made.pool == pool.name), live)
-        return min(pool.max, self._asked[pool.name])
+            self._asked = {made.pool: made.replicas for made in fresh}
+        return self._asked.get(pool.name, len(live))

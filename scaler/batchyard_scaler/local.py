@@ -1,4 +1,4 @@
-"""Local pools: consumers as child processes on this machine, as many as their policy asks for."""
+"""Local pools: consumers as child processes on this machine, as many as was decided."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
-from batchyard.errors import Unavailable
+from batchyard.errors import BatchyardError, Unavailable
 from batchyard.flight_recorder import flights_of, tell_of_deaths
 from batchyard.processes import Child, end_all
 from batchyard.settings import PoolSettings, Settings
-from batchyard.store.base import BacklogRow, ConsumerInfo, JobStore, ModelVersion, PoolDecision
+from batchyard.store.base import ConsumerInfo, JobStore
 from batchyard.telemetry import log_event
-from batchyard_scaler.sizing import PoolSizer, Reports, look_until
+from batchyard_scaler.signals.replicas import holds_jobs
+from batchyard_scaler.sizing import Sizer, look_until
+from batchyard_scaler.spot_emulation import SpotEmulation
 
 LOOK_SECONDS = 0.5
 DRAIN_MARGIN_SECONDS = 5.0
@@ -38,58 +41,69 @@ class LocalPool:
     """The consumers of one pool on this machine. Owned by one thread."""
 
     def __init__(
-        self, settings: PoolSettings, *, command: Sequence[str], logs: Path, on_death: Callable[[Child], None]
+        self,
+        settings: PoolSettings,
+        *,
+        command: Sequence[str],
+        logs: Path,
+        on_death: Callable[[Child], None],
+        environment: Mapping[str, str] = SHARED_MACHINE,
     ) -> None:
         self.settings = settings
         self._command = command
         self._logs = logs
         self._on_death = on_death
-        self._children: list[Child] = []
+        self._environment = environment
+        self.staying: list[Child] = []
+        """Not asked to end, the newest last; those that died wait for their back-off."""
         self._leaving: dict[Child, float] = {}
-        """Asked to drain → when it is killed."""
-        self._sizer = PoolSizer(settings)
-
-    def look(
-        self,
-        versions: Sequence[ModelVersion],
-        backlog: Sequence[BacklogRow],
-        consumers: Sequence[ConsumerInfo],
-        *,
-        now_ms: int,
-    ) -> PoolDecision:
-        """One round: count, decide, start or drain, and look after those that died. `now_ms` is the store's clock."""
-        self._bury()
-        ready = {info.pid for info in consumers if info.state == "ready"}
-        live = len(self._children)
-        has_ready = any(child.pid in ready for child in self._children)
-        made = self._sizer.decide(versions, backlog, held=live, live=live, has_ready=has_ready, now_ms=now_ms)
-        self._resize(made.replicas)
-        return made
+        """Asked to end → when it is killed."""
 
     def children(self) -> list[Child]:
         """Every process that is still there, draining or not."""
-        return [*self._children, *self._leaving]
+        return [*self.staying, *self._leaving]
 
-    def _resize(self, replicas: int) -> None:
-        while len(self._children) < replicas:
-            child = Child(
-                f"consumer {self._free_number()} of {self.settings.name}",
-                self._command,
-                log=self._logs / f"worker-{self.settings.name}-{self._free_number()}.log",
-                defaults=SHARED_MACHINE,
-            )
-            child.start()
-            self._children.append(child)
-        while len(self._children) > replicas:
-            child = self._children.pop()
-            child.ask_to_end()
-            self._leaving[child] = time.monotonic() + self.settings.drain_seconds + DRAIN_MARGIN_SECONDS
-        for child in self._children:
+    def tend(self) -> None:
+        """Look after those that died, forget those that have drained, end those that do not."""
+        for child, deadline in list(self._leaving.items()):
+            if not child.is_running:
+                del self._leaving[child]
+                self._on_death(child)
+            elif time.monotonic() > deadline:
+                log_event(log, "consumer_killed", level=logging.WARNING, pool=self.settings.name, pid=child.pid)
+                child.kill()
+        for child in self.staying:
             if (news := child.look_after()) is not None:
                 log_event(
                     log, "consumer_died", level=logging.WARNING, pool=self.settings.name, news=news, tail=child.tail(5)
                 )
                 self._on_death(child)
+
+    def resize(self, replicas: int, *, busy_pids: AbstractSet[int] = frozenset()) -> None:
+        """Start or drain consumers, until so many stay; those that hold no jobs leave first, the newest of them."""
+        while len(self.staying) < replicas:
+            self._start()
+        newest_first = self.staying[::-1]
+        idle_first = sorted(newest_first, key=lambda child: child.pid in busy_pids)
+        for child in idle_first[: max(0, len(self.staying) - replicas)]:
+            self.end(child, grace_seconds=self.settings.drain_seconds + DRAIN_MARGIN_SECONDS)
+
+    def end(self, child: Child, *, grace_seconds: float) -> None:
+        """Ask one to drain, and kill it when the grace is over."""
+        self.staying.remove(child)
+        child.ask_to_end()
+        self._leaving[child] = time.monotonic() + grace_seconds
+
+    def _start(self) -> None:
+        number = self._free_number()
+        child = Child(
+            f"consumer {number} of {self.settings.name}",
+            self._command,
+            log=self._logs / f"worker-{self.settings.name}-{number}.log",
+            defaults=self._environment,
+        )
+        child.start()
+        self.staying.append(child)
 
     def _free_number(self) -> int:
         taken = {child.name for child in self.children()}
@@ -98,28 +112,38 @@ class LocalPool:
             number += 1
         return number
 
-    def _bury(self) -> None:
-        """Forget those that have drained; end those that do not."""
-        for child, deadline in list(self._leaving.items()):
-            if not child.is_running:
-                del self._leaving[child]
-                self._on_death(child)
-            elif time.monotonic() > deadline:
-                log_event(log, "consumer_killed", level=logging.WARNING, pool=self.settings.name, pid=child.pid)
-                child.kill()
-
 
 class LocalScaler:
-    """Keeps every local pool at its size until told to stop; then drains them all."""
+    """Decides about all pools while it leads, and keeps its consumers at that until told to stop; then drains them.
 
-    def __init__(self, settings: Settings, *, store: JobStore, command: Command) -> None:
+    Where other machines have consumers of a pool, these count, and the rest is started here.
+    """
+
+    def __init__(
+        self, settings: Settings, *, store: JobStore, command: Command, spot: SpotEmulation | None = None
+    ) -> None:
         logs = settings.state_dir / "logs"
         self._store = store
         self._flights = flights_of(settings)
-        self._pools = [
-            LocalPool(pool, command=command(pool.name), logs=logs, on_death=self._tell) for pool in settings.pools
-        ]
-        self._reports = Reports(store)
+        self._spot = spot
+        self._pools = {
+            pool.name: LocalPool(
+                pool,
+                command=command(pool.name),
+                logs=logs,
+                on_death=self._tell,
+                environment=SHARED_MACHINE
+                if spot is None or pool.capacity != "spot"
+                else {**SHARED_MACHINE, "NODE_ZONE": spot.zone},
+            )
+            for pool in settings.pools
+        }
+        self._sizer = Sizer(settings, store=store)
+        self._elsewhere: dict[str, int] = {}
+        """Pool → its consumers on other machines, or of another scaler on this one."""
+        self._owners: dict[int, int] = {}
+        """Process → consumer, of those seen last."""
+        self._busy_pids: set[int] = set()
         self._grace = max((pool.drain_seconds for pool in settings.pools), default=0.0) + END_MARGIN_SECONDS
         self._stop = threading.Event()
         self._hurry = threading.Event()
@@ -138,19 +162,58 @@ class LocalScaler:
         killed = end_all(children, grace_seconds=self._grace, hurry=self._hurry)
         for child in children:
             self._tell(child)
+        with suppress(BatchyardError):
+            self._sizer.resign()
         log_event(log, "drained", killed=killed)
 
     def children(self) -> list[Child]:
         """Every consumer's process that is still there, draining or not."""
-        return [child for pool in self._pools for child in pool.children()]
+        return [child for pool in self._pools.values() for child in pool.children()]
 
     def look(self) -> None:
-        """One round over all pools; Unavailable where the database is away."""
-        versions, backlog = self._store.models(), self._store.backlog()
-        here = os.uname().nodename
-        consumers = [info for info in self._store.consumers() if info.host == here]
-        for pool in self._pools:
-            self._reports.report(pool.look(versions, backlog, consumers, now_ms=self._store.now_ms()))
+        """One round over all pools. Unavailable where the database is away: then they hold what they have, and those
+        that die are started again."""
+        for pool in self._pools.values():
+            pool.tend()
+        self._preempt()
+        if any(self._elsewhere.values()):
+            # Of a scaler before this one, whose end was theirs too.
+            tell_of_deaths(self._flights, self._store)
+        self._busy_pids.clear()
+        for decision in self._sizer.round(self._held) or ():
+            pool = self._pools[decision.pool]
+            wanted = max(0, decision.replicas - self._elsewhere[decision.pool])
+            if self._spot is not None and pool.settings.capacity == "spot":
+                wanted = min(wanted, len(pool.staying) + max(0, self._spot.available() - self._spot_replicas()))
+            pool.resize(wanted, busy_pids=self._busy_pids)
+
+    def _held(self, pool: PoolSettings, live: Sequence[ConsumerInfo]) -> int:
+        here, pids = os.uname().nodename, {child.pid for child in self._pools[pool.name].children()}
+        own = [info for info in live if info.host == here and info.pid in pids]
+        self._owners |= {info.pid: info.id for info in own}
+        self._busy_pids |= {info.pid for info in own if holds_jobs(info)}
+        self._elsewhere[pool.name] = len(live) - len(own)
+        return self._elsewhere[pool.name] + len(self._pools[pool.name].staying)
+
+    # --- the emulation of spot ---
+
+    def _spot_replicas(self) -> int:
+        return sum(len(pool.staying) for pool in self._pools.values() if pool.settings.capacity == "spot")
+
+    def _preempt(self) -> None:
+        """Give notice to as many spot consumers, the oldest first, as there is no room for any more."""
+        if self._spot is None:
+            return
+        spot = [pool for pool in self._pools.values() if pool.settings.capacity == "spot"]
+        excess = max(0, self._spot_replicas() - self._spot.available())
+        staying = [(pool, child) for pool in spot for child in pool.staying]
+        for pool, child in staying[:excess]:
+            notice = self._spot.notice_seconds
+            log_event(log, "consumer_preempted", pool=pool.settings.name, pid=child.pid, notice_seconds=notice)
+            if child.pid in self._owners:
+                with suppress(Unavailable):
+                    self._store.note_preempted(self._owners[child.pid])
+            pool.end(child, grace_seconds=notice)
 
     def _tell(self, child: Child) -> None:
         """Tell of a consumer's end, so that what it held need not wait for its lease and what it died of is known; the

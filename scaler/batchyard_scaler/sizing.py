@@ -1,105 +1,130 @@
-"""The size of one pool, round by round: what the store tells, given to the policy; and decisions written down."""
+"""Decisions about all pools, round by round, by the one scaler that leads; and what they say written down."""
 
 from __future__ import annotations
 
 import logging
+import math
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from batchyard.errors import BatchyardError
-from batchyard.jobs import Lane, State
-from batchyard.settings import PoolSettings
-from batchyard.store.base import BacklogRow, JobStore, ModelVersion, PoolDecision
+from batchyard.errors import BatchyardError, ServerError, Unavailable
+from batchyard.settings import Settings
+from batchyard.store.base import JobStore, PoolDecision
 from batchyard.telemetry import log_event
-from batchyard_scaler.policy.simple import PoolState, QueueBacklog, decide, needed_now
+from batchyard_scaler.policy.checking import ContradictoryFleet
+from batchyard_scaler.policy.deciding import decide
+from batchyard_scaler.policy.records import Decision, Demand, Pool
+from batchyard_scaler.signals.fleet import Held, Look, Signals
 
+LEASE_NAME = "scaler"
+LEASE_SECONDS = 5.0
+"""A scaler that dies is followed after this long."""
+LEAD_SECONDS = 1.5
+"""Between renewals, and between the attempts of those that do not lead."""
 REPORT_MS = 5_000
-"""How often a decision is written down while it asks for the same number."""
-WORK = {State.QUEUED, State.RUNNING}
-"""A job that waits for its next try is no work until it is due."""
+"""How often a decision is written down while it stays the same."""
 
 log = logging.getLogger(__name__)
 
 
-class PoolSizer:
-    """Decides about one pool and remembers what the policy needs to know of the past. Owned by one thread."""
+class Sizer:
+    """Decides while it leads. Owned by one thread."""
 
-    def __init__(self, settings: PoolSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._last_needed_at = clock()
-        self._last_replicas: int | None = None
-        self._loaded: set[str] = set()
-        """Versions that a consumer of this pool has loaded, or tried to."""
-
-    def decide(
-        self,
-        versions: Sequence[ModelVersion],
-        backlog: Sequence[BacklogRow],
-        *,
-        held: int,
-        live: int,
-        has_ready: bool,
-        now_ms: int,
-    ) -> PoolDecision:
-        """One round. `held` replicas are there or asked for, `live` of them starting or ready; `has_ready`: any ready.
-        `now_ms` is the store's clock."""
-        served = [version for version in versions if serves(self._settings, version)]
-        queues = backlogs(served, backlog, capacity=self._settings.capacity)
-        now = self._clock()
-        state = PoolState(
-            minimum=self._settings.min,
-            maximum=self._settings.max,
-            idle_seconds=self._settings.idle_seconds,
-            live=held,
-            idle_for_seconds=now - self._last_needed_at,
-            never_loaded=self._never_loaded(served, has_ready=has_ready),
-        )
-        if needed_now(state, queues) >= held:
-            self._last_needed_at = now
-        decision = decide(state, queues)
-        self._log_change(decision.replicas, decision.reason)
-        busy = [queue for queue in queues if queue.jobs]
-        return PoolDecision(
-            pool=self._settings.name,
-            replicas=decision.replicas,
-            live=live,
-            reason=decision.reason,
-            backlog_jobs=sum(queue.jobs for queue in busy),
-            backlog_seconds=total_seconds(busy),
-            decided_at_ms=now_ms,
-        )
-
-    def _never_loaded(self, served: Sequence[ModelVersion], *, has_ready: bool) -> list[str]:
-        """Versions whose schema nobody knows. Where loading failed, each scaler has it tried once more."""
-        if has_ready:
-            self._loaded |= {version.name for version in served}
-        return [version.name for version in served if version.digest is None and version.name not in self._loaded]
-
-    def _log_change(self, replicas: int, reason: str) -> None:
-        if replicas != self._last_replicas:
-            before = self._last_replicas or 0
-            log_event(log, "pool_scaled", pool=self._settings.name, before=before, replicas=replicas, reason=reason)
-            self._last_replicas = replicas
-
-
-class Reports:
-    """Writes decisions down where they are another number, or the last one written has aged."""
-
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, settings: Settings, *, store: JobStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock = clock
+        self._signals = Signals(settings, store)
+        self._holder = secrets.randbits(62)
+        self._leads: bool | None = None
+        self._lead_at = -math.inf
         self._written: dict[str, PoolDecision] = {}
 
-    def report(self, made: PoolDecision) -> None:
-        last = self._written.get(made.pool)
-        if last is None or made.replicas != last.replicas or abs(made.decided_at_ms - last.decided_at_ms) >= REPORT_MS:
-            self._store.report_decision(made)
-            self._written[made.pool] = made
+    def round(self, held: Held) -> list[PoolDecision] | None:
+        """One decision about every pool, written down; None where another scaler leads. Unavailable."""
+        if not self._lead():
+            return None
+        zones = {name: made.zones for name, made in self._written.items()}
+        look = self._signals.look(held=held, asked_zones=zones)
+        try:
+            decided = decide(look.fleet)
+        except ContradictoryFleet as contradiction:
+            raise ServerError(f"nothing can be decided: {contradiction}") from contradiction
+        made = [_told(decision, pool, look) for decision, pool in zip(decided, look.fleet.pools, strict=True)]
+        self._report(made)
+        return made
+
+    def resign(self) -> None:
+        """Let another scaler lead at once, where this one does."""
+        if self._leads:
+            self._leads = False
+            self._store.resign(LEASE_NAME, holder=self._holder)
+
+    def _lead(self) -> bool:
+        now = self._clock()
+        if now - self._lead_at >= LEAD_SECONDS:
+            leads = self._store.lead(LEASE_NAME, holder=self._holder, lease_ms=round(LEASE_SECONDS * 1000))
+            if leads and not self._leads:
+                self._signals.begin(self._store.learned())
+                self._written.clear()
+            if leads != self._leads:
+                log_event(log, "leadership_changed", leads=leads)
+            self._leads, self._lead_at = leads, now
+        return bool(self._leads)
+
+    def _report(self, made: Sequence[PoolDecision]) -> None:
+        """Write down those that are new, and those whose last word has aged."""
+        due = [decision for decision in made if _is_due(decision, self._written.get(decision.pool))]
+        for decision in due:
+            last = self._written.get(decision.pool)
+            before = 0 if last is None else last.replicas
+            if last is None or before != decision.replicas:
+                facts = {"replicas": decision.replicas, "rule": decision.rule, "reason": decision.reason}
+                log_event(log, "pool_scaled", pool=decision.pool, before=before, **facts)
+        if due:
+            self._store.report_decision(*due)
+            self._written |= {decision.pool: decision for decision in due}
+
+
+def _is_due(made: PoolDecision, last: PoolDecision | None) -> bool:
+    if last is None or (made.replicas, made.rule, made.zones) != (last.replicas, last.rule, last.zones):
+        return True
+    return abs(made.decided_at_ms - last.decided_at_ms) >= REPORT_MS
+
+
+def _told(decision: Decision, pool: Pool, look: Look) -> PoolDecision:
+    mine = [demand for demand in look.fleet.demands if _is_for(demand, pool)]
+    due = decision.binding_deadline_seconds
+    return PoolDecision(
+        pool=decision.pool,
+        replicas=decision.replicas,
+        live=look.live.get(pool.name, 0),
+        rule=decision.rule,
+        reason=decision.reason,
+        backlog_jobs=sum(one.jobs for demand in mine for one in demand.due),
+        backlog_seconds=_seconds(mine),
+        binding_deadline_ms=None if due is None or math.isinf(due) else look.now_ms + round(due * 1000),
+        unmeetable_jobs=decision.unmeetable_jobs,
+        zones={name: count for name, count in decision.zones.items() if name},
+        decided_at_ms=look.now_ms,
+    )
+
+
+def _is_for(demand: Demand, pool: Pool) -> bool:
+    return demand.model in pool.models and (demand.is_tolerant or pool.capacity == "on_demand")
+
+
+def _seconds(demands: Sequence[Demand]) -> float | None:
+    """None where a speed is only guessed."""
+    busy = [demand for demand in demands if demand.due]
+    if any(demand.is_prior for demand in busy):
+        return None
+    return sum(one.work_seconds for demand in busy for one in demand.due)
 
 
 def look_until(stop: threading.Event, look: Callable[[], None], *, every_seconds: float) -> None:
-    """Look again and again; while the database is away, everything stays as it is."""
+    """Look again and again; while the database is away, or nothing can be decided, everything stays as it is."""
     is_away = False
     while not stop.wait(every_seconds):
         try:
@@ -107,40 +132,6 @@ def look_until(stop: threading.Event, look: Callable[[], None], *, every_seconds
             is_away = False
         except BatchyardError as error:
             if not is_away:
-                log_event(log, "database_away", level=logging.WARNING, problem=error.message)
+                event = "database_away" if isinstance(error, Unavailable) else "deciding_failed"
+                log_event(log, event, level=logging.WARNING, problem=error.message)
             is_away = True
-
-
-def serves(pool: PoolSettings, version: ModelVersion) -> bool:
-    return version.active and not {version.name, version.model}.isdisjoint(pool.models)
-
-
-def total_seconds(queues: Sequence[QueueBacklog]) -> float | None:
-    """Of one consumer's time; None where a speed is unknown."""
-    known = [queue.seconds for queue in queues if queue.seconds is not None]
-    return sum(known) if len(known) == len(queues) else None
-
-
-def backlogs(versions: Sequence[ModelVersion], rows: Sequence[BacklogRow], *, capacity: str) -> list[QueueBacklog]:
-    """The unfinished work of the queues that such a pool serves. A negative priority marks held jobs."""
-    lanes = (Lane.TOLERANT,) if capacity == "spot" else (Lane.FIRM, Lane.TOLERANT)
-    found = []
-    for version in versions:
-        for lane in lanes:
-            paused = lane in version.paused
-            mine = [
-                row
-                for row in rows
-                if row.queue_id == version.queue_ids[lane]
-                and row.state in WORK
-                and (row.state == State.RUNNING or (row.priority >= 0 and not paused))
-            ]
-            speed = version.seconds_per_unit
-            found.append(
-                QueueBacklog(
-                    name=f"{version.name} {lane.word}",
-                    jobs=sum(row.jobs for row in mine),
-                    seconds=None if speed is None else sum(row.cost for row in mine) * speed,
-                )
-            )
-    return found

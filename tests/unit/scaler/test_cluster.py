@@ -18,7 +18,7 @@ NOW_MS = 1_700_000_000_000
 
 
 class Yard:
-    """A store with a pool `p` of one model whose jobs take 10 s each, a clock, and a scaler on them."""
+    """A store with a pool `p` of one model whose jobs take 100 s each, a clock, and a scaler on them."""
 
     def __init__(self, folder: Path) -> None:
         self.now_ms = NOW_MS
@@ -26,7 +26,7 @@ class Yard:
         [model] = self.store.sync_models([ModelConfig(model="m", version="1", runtime="a:B")])
         self.model = model
         self.store.report_version(model.id, digest="d", input_schema={}, cost_unit="bytes", load_seconds=1.0)
-        self.store.report_speed(model.id, units_per_byte=1.0, seconds_per_unit=10.0)
+        self.store.report_speed(model.id, units_per_byte=1.0, seconds_per_unit=100.0)
         pool = PoolSettings(name="p", models=("m",), max=5, idle_seconds=60.0)
         self.settings = Settings(state_dir=folder, pools=(pool,))
         self.scaler = self.new_scaler()
@@ -67,19 +67,17 @@ def test_a_backlog_is_decided_about_and_written_down(yard: Yard) -> None:
 
     made = yard.decided()
 
-    assert (made.replicas, made.live, made.backlog_jobs, made.backlog_seconds) == (4, 1, 8, 80.0)
+    assert (made.replicas, made.live, made.rule) == (5, 1, "maximum")
+    assert (made.backlog_jobs, made.backlog_seconds) == (8, 800.0)
 
 
 def test_replicas_that_wait_for_their_nodes_are_not_let_go_early(yard: Yard) -> None:
     ids = yard.submit(8)
-    assert yard.decided().replicas == 4
-    for job_id in ids:
+    assert yard.decided().replicas == 5
+    for job_id in ids[4:]:
         yard.store.cancel(job_id, tenant_id=1)
-
     yard.now_ms += 59_000
-    assert (yard.decided().replicas, yard.decided().live) == (4, 0)
-    yard.now_ms += 1_000
-    assert yard.decided().replicas == 0
+    assert (yard.decided().replicas, yard.decided().live) == (5, 0)
 
 
 def test_a_new_scaler_goes_on_from_a_fresh_decision(yard: Yard) -> None:
@@ -100,6 +98,61 @@ def test_a_new_scaler_starts_from_the_consumers_where_the_decision_is_stale(yard
     assert yard.decided().replicas == 1
 
 
+def test_a_pin_and_a_pause_hold_from_the_next_round_on(yard: Yard) -> None:
+    yard.store.pin_pool("p", replicas=3)
+    assert (yard.decided().replicas, yard.decided().rule) == (3, "pinned")
+    yard.store.set_pool_paused("p", paused=True)
+    assert (yard.decided().replicas, yard.decided().rule) == (0, "paused")
+    yard.store.set_pool_paused("p", paused=False)
+    yard.store.pin_pool("p", replicas=None)
+    assert yard.decided().rule != "pinned"
+
+
+def test_of_two_scalers_one_decides_and_the_other_takes_over_when_its_lease_lapses(yard: Yard) -> None:
+    yard.scaler.look()
+    other = yard.new_scaler()
+    yard.submit(8)
+    yard.now_ms += 2_000
+    other.look()
+    assert [made.replicas for made in yard.store.decisions()] == [0], "the other leads, and has not looked since"
+
+    yard.now_ms += 3_001
+    other.look()
+    assert [made.replicas for made in yard.store.decisions()] == [5]
+    yard.scaler.look()
+    assert [made.decided_at_ms for made in yard.store.decisions()] == [yard.now_ms], "one who lost the lease is quiet"
+
+
+def test_what_was_learned_and_spent_outlives_the_scaler(yard: Yard) -> None:
+    hour_ms = 3_600_000
+    yard.now_ms = NOW_MS // hour_ms * hour_ms
+    yard.settings = Settings(
+        state_dir=yard.settings.state_dir,
+        pools=(PoolSettings(name="p", models=("m",), max=5, price_per_hour=36.0),),
+    )
+    yard.scaler = yard.new_scaler()
+    yard.scaler.look()
+    owner = yard.register()
+    yard.now_ms += 7_000
+    yard.store.renew(owner, lease_ms=hour_ms, state="ready", stats={"seconds_per_unit": {"m@1": 2.0}})
+    for _ in range(2):
+        yard.scaler.look()
+        yard.now_ms += 100_000
+    yard.scaler.look()
+
+    assert yard.store.learned()["starts"] == {"p": [7.0]}
+    assert list(yard.store.learned()["speeds"]) == ["m@1 cpu"]
+    [spent] = yard.store.spent(since_hour=0)
+    assert (spent.pool, spent.replica_seconds) == ("p", 207.0)
+    assert spent.dollars == pytest.approx(2.07)
+
+    yard.scaler = yard.new_scaler()
+    yard.now_ms += 100_000
+    yard.scaler.look()
+    [spent] = yard.store.spent(since_hour=0)
+    assert spent.replica_seconds == 307.0, "what passed while nobody led is counted by the next"
+
+
 def test_a_version_that_nobody_has_loaded_gets_a_replica_until_one_is_ready(yard: Yard) -> None:
     [_, other] = yard.store.sync_models(
         [ModelConfig(model=name, version="1", runtime="a:B") for name in ("m", "n")],
@@ -108,7 +161,9 @@ def test_a_version_that_nobody_has_loaded_gets_a_replica_until_one_is_ready(yard
     pool = PoolSettings(name="p", models=("n",), idle_seconds=0.0)
     yard.settings = Settings(state_dir=yard.settings.state_dir, pools=(pool,))
     yard.scaler = yard.new_scaler()
-    assert yard.decided().reason == "n@1 to be loaded for the first time"
+    made = yard.decided()
+    assert (made.replicas, made.rule) == (1, "load")
+    assert "n@1 to be loaded for the first time" in made.reason
 
     owner = yard.register()
     assert yard.decided().replicas == 1
