@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -19,6 +20,43 @@ def api_options(command: F) -> F:
     return click.option(
         "--url", metavar="URL", help="The API; default: BATCHYARD_URL, else the address that the configuration binds."
     )(command)
+
+
+def spot_options(command: F) -> F:
+    """Spot capacity emulated on this machine."""
+    for option in (
+        click.option(
+            "--spot-speed",
+            type=click.FloatRange(min=0, min_open=True),
+            default=1.0,
+            show_default=True,
+            metavar="FACTOR",
+            help="Seconds of --spot-trace that pass in one.",
+        ),
+        click.option(
+            "--spot-notice",
+            type=click.FloatRange(min=0),
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Between the notice of a preemption (SIGTERM) and its end (SIGKILL).",
+        ),
+        click.option(
+            "--spot-trace",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Preempt this machine's consumers of spot pools as this CSV of capacity over time says.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def spot_arguments(trace: Path | None, *, notice: float, speed: float) -> list[str]:
+    """The same as arguments of another command; none without a trace."""
+    if trace is None:
+        return []
+    return ["--spot-trace", str(trace.absolute()), "--spot-notice", f"{notice:g}", "--spot-speed", f"{speed:g}"]
 
 
 def job_options(command: F) -> F:

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import IO, Any
@@ -32,14 +32,29 @@ END_MARGIN_SECONDS = 3.0
 HURRY_SECONDS = 2.0
 """After a second Ctrl-C. More than the scaler gives its consumers then."""
 
-SHOWN_EVENTS = {"pool_scaled", "consumer_died", "consumer_killed", "database_away", "batch_failed", "model_load_failed"}
+SHOWN_EVENTS = {
+    "pool_scaled",
+    "consumer_died",
+    "consumer_killed",
+    "consumer_preempted",
+    "database_away",
+    "deciding_failed",
+    "batch_failed",
+    "model_load_failed",
+}
 
 
 class Supervisor:
     """One run of `up`. `run` belongs to the main thread; `stop` may be called from a signal handler."""
 
     def __init__(
-        self, invocation: Invocation, settings: Settings, *, say: Callable[[str], None], verbose: bool
+        self,
+        invocation: Invocation,
+        settings: Settings,
+        *,
+        say: Callable[[str], None],
+        verbose: bool,
+        scaler_arguments: Sequence[str] = (),
     ) -> None:
         self._invocation = invocation
         self._settings = settings
@@ -60,7 +75,7 @@ class Supervisor:
         )
         self._scaler = Child(
             "the scaler",
-            invocation.child_command("scaler", "--local"),
+            invocation.child_command("scaler", "--local", *scaler_arguments),
             log=logs / "scaler.log",
             on_line=self._show,
             backoff=Backoff(first_seconds=0.5, longest_seconds=10.0),

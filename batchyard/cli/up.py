@@ -11,14 +11,25 @@ import click
 
 from batchyard.cli.extras import require
 from batchyard.cli.invocation import Invocation
+from batchyard.cli.options import spot_arguments, spot_options
 from batchyard.configuration import CONFIG_NAME, EXAMPLE
 
 
 @click.command()
 @click.option("--bind", metavar="HOST:PORT", help="Where the API listens; default: server.bind; port 0: any free one.")
+@spot_options
 @click.option("-v", "--verbose", is_flag=True, help="Show everything that the API and the scaler log.")
 @click.pass_obj
-def up(invocation: Invocation, /, *, bind: str | None, verbose: bool) -> int:
+def up(
+    invocation: Invocation,
+    /,
+    *,
+    bind: str | None,
+    spot_trace: Path | None,
+    spot_notice: float,
+    spot_speed: float,
+    verbose: bool,
+) -> int:
     """Run everything on this machine: the API, the database, the broker, and each pool's consumers.
 
     Ctrl-C (or SIGTERM) lets running batches finish, keeps what is queued for the next time, and ends: within the
@@ -31,7 +42,8 @@ def up(invocation: Invocation, /, *, bind: str | None, verbose: bool) -> int:
     require(("celery", "sqlalchemy", "torch", "uvicorn"), feature="batchyard up", extra="all")
     from batchyard.cli.supervisor import Supervisor
 
-    supervisor = Supervisor(invocation, settings, say=click.echo, verbose=verbose)
+    spot = spot_arguments(spot_trace, notice=spot_notice, speed=spot_speed)
+    supervisor = Supervisor(invocation, settings, say=click.echo, verbose=verbose, scaler_arguments=spot)
     stop_on_signals(supervisor.stop)
     return supervisor.run()
 

@@ -5,36 +5,56 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import click
 
 from batchyard.cli.extras import needs
 from batchyard.cli.invocation import Invocation
+from batchyard.cli.options import spot_options
 from batchyard.logs import configure_logging
 from batchyard.settings import Settings
 from batchyard.store.base import JobStore
 from batchyard_scaler.cluster import ClusterScaler
 from batchyard_scaler.local import LocalScaler
+from batchyard_scaler.spot_emulation import SpotEmulation
 
 
 @click.command()
 @click.option("--local", is_flag=True, help="Start and drain the consumers too, as processes of this machine.")
 @click.option("--grpc-bind", metavar="HOST:PORT", help="Tell KEDA's trigger external-push the decisions here.")
+@spot_options
 @click.pass_obj
-def scaler(invocation: Invocation, /, *, local: bool, grpc_bind: str | None) -> None:
-    """Decide by backlog how many consumers each pool should have, between its min and max.
+def scaler(
+    invocation: Invocation,
+    /,
+    *,
+    local: bool,
+    grpc_bind: str | None,
+    spot_trace: Path | None,
+    spot_notice: float,
+    spot_speed: float,
+) -> None:
+    """Decide how many consumers each pool should have, so that every deadline is met at the lowest cost.
 
-    The API tells the decisions to KEDA, and so does --grpc-bind, in the clear and to whoever asks. With --local they
+    Several scalers may run: one decides, and another takes over where it ends. The API tells the decisions to KEDA, and so does --grpc-bind, in the clear and to whoever asks. With --local they
     are carried out here, and SIGTERM drains all consumers; without, SIGTERM ends the scaler alone.
     """
+    if spot_trace is not None and not local:
+        raise click.UsageError("--spot-trace takes consumers away that --local starts: give both")
     settings = invocation.settings()
+    spot = None if spot_trace is None else _emulation(spot_trace, notice_seconds=spot_notice, speed=spot_speed)
     configure_logging(settings.log_level)
     store = invocation.store()
 
     def command(pool: str) -> Sequence[str]:
         return invocation.child_command("worker", "--pool", pool)
 
-    running = LocalScaler(settings, store=store, command=command) if local else ClusterScaler(settings, store=store)
+    running = (
+        LocalScaler(settings, store=store, command=command, spot=spot)
+        if local
+        else ClusterScaler(settings, store=store)
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     try:
@@ -42,6 +62,13 @@ def scaler(invocation: Invocation, /, *, local: bool, grpc_bind: str | None) -> 
             running.run()
     finally:
         store.close()
+
+
+def _emulation(trace: Path, *, notice_seconds: float, speed: float) -> SpotEmulation:
+    """InvalidTrace where the file is not one."""
+    with needs(feature="--spot-trace", extra="scaler"):
+        from batchyard_scaler.simulator.reading import read_spot
+    return SpotEmulation(read_spot(trace), notice_seconds=notice_seconds, speed=speed)
 
 
 def _telling(settings: Settings, store: JobStore, *, bind: str) -> AbstractContextManager[int]:
