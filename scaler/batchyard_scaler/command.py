@@ -37,8 +37,9 @@ def scaler(
 ) -> None:
     """Decide how many consumers each pool should have, so that every deadline is met at the lowest cost.
 
-    Several scalers may run: one decides, and another takes over where it ends. The API tells the decisions to KEDA, and so does --grpc-bind, in the clear and to whoever asks. With --local they
-    are carried out here, and SIGTERM drains all consumers; without, SIGTERM ends the scaler alone.
+    Several scalers may run: one decides, and another takes over where it ends. The API tells the decisions to KEDA, and
+    so does --grpc-bind, in the clear and to whoever asks. With --local they are carried out here, and SIGTERM drains
+    all consumers; without, SIGTERM ends the scaler alone.
     """
     if spot_trace is not None and not local:
         raise click.UsageError("--spot-trace takes consumers away that --local starts: give both")
