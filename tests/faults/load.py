@@ -1,0 +1,301 @@
+"""Clients who submit, poll, cancel, redrive and look where they may not, and write down what became of each call."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import httpx
+
+from batchyard.jobs import ID_STRIDE, format_id, parse_id
+from batchyard.schemas import MAX_LOOKUP_IDS
+from tests.faults.history import Call, History, Seen
+from tests.faults.members import now_ms
+
+MODEL = "keyed"
+ANSWER_SECONDS = 10.0
+TRIES = 8
+TRY_AGAIN_SECONDS = 0.3
+PAUSE_SECONDS = 0.03
+"""Between two calls of a client."""
+
+
+class Made(NamedTuple):
+    """A job that a client knows of."""
+
+    id: int
+    tenant: str
+
+
+class Answer(NamedTuple):
+    outcome: str
+    status: int
+    body: Any
+    began_ms: int
+    ended_ms: int
+
+    def call(self, did: str, *, tenant: str, **more: Any) -> Call:
+        return Call(
+            did=did,  # type: ignore[arg-type]
+            tenant=tenant,
+            began_ms=self.began_ms,
+            ended_ms=self.ended_ms,
+            outcome=self.outcome,  # type: ignore[arg-type]
+            status=self.status,
+            **more,
+        )
+
+
+class Caller:
+    """Calls any of the APIs as one tenant. Not thread-safe."""
+
+    def __init__(self, urls: Sequence[str], *, tenant: str, key: str, rng: random.Random) -> None:
+        self.tenant = tenant
+        self._rng = rng
+        headers = {"Authorization": f"Bearer {key}"}
+        self._clients = [httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS) for url in urls]
+
+    def call(self, method: str, path: str, body: Any = None, *, key: str = "") -> Answer:
+        """One request to one of them; fail: it was surely not carried out, unknown: nobody can tell."""
+        began = now_ms()
+        headers = {"Idempotency-Key": key} if key else {}
+        try:
+            answer = self._rng.choice(self._clients).request(method, path, json=body, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            return Answer("fail", 0, None, began, now_ms())
+        except httpx.TransportError:
+            return Answer("unknown", 0, None, began, now_ms())
+        outcome = "ok" if answer.is_success else "fail" if answer.is_client_error else "unknown"
+        is_json = answer.headers.get("content-type", "").startswith("application/json")
+        return Answer(outcome, answer.status_code, answer.json() if is_json else answer.text, began, now_ms())
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+class Load:
+    """Several clients, a thread each, until told to stop. `rate`: jobs a second of all of them together."""
+
+    def __init__(
+        self, urls: Sequence[str], *, keys: Mapping[str, str], history: History, seed: int, clients: int, rate: float
+    ) -> None:
+        self.jobs = 0
+        """Accepted so far, about."""
+        self.bulks: dict[str, tuple[str, list[str]]] = {}
+        """Sealed: id → tenant, tokens."""
+        self.known: list[Made] = []
+        self._history = history
+        self._stop = threading.Event()
+        self._rate = rate / clients
+        self._threads = [
+            threading.Thread(target=self._run, args=(urls, number, *pair, seed), name=f"faults-client-{number}")
+            for number, pair in enumerate(_spread(keys, clients))
+        ]
+        self._errors: list[BaseException] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Clients call until the block ends."""
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join(TRIES * (ANSWER_SECONDS + TRY_AGAIN_SECONDS))
+        if self._errors:
+            raise self._errors[0]
+
+    def check(self) -> None:
+        """Raise what ended a client, if anything did."""
+        if self._errors:
+            raise self._errors[0]
+
+    def _run(self, urls: Sequence[str], number: int, tenant: str, key: str, seed: int) -> None:
+        rng = random.Random(f"{seed}-{number}")
+        caller = Caller(urls, tenant=tenant, key=key, rng=rng)
+        client = _Client(self, caller, name=f"c{number}", rng=rng, history=self._history)
+        try:
+            while not self._stop.is_set():
+                if time.monotonic() >= client.submits_at:
+                    client.submits_at = time.monotonic() + client.submit() / self._rate
+                else:
+                    client.look_after()
+                self._stop.wait(PAUSE_SECONDS)
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+        finally:
+            caller.close()
+
+
+class _Client:
+    """What one thread does."""
+
+    def __init__(self, load: Load, caller: Caller, *, name: str, rng: random.Random, history: History) -> None:
+        self._load = load
+        self._caller = caller
+        self._name = name
+        self._rng = rng
+        self._history = history
+        self._count = 0
+        self._failed: list[int] = []
+        self.submits_at = 0.0
+
+    def submit(self) -> int:
+        """Submit in one way or another; returns how many jobs."""
+        return self._rng.choices([self._submit_one, self._submit_many, self._feed_bulk], [60, 30, 10])[0]()
+
+    def look_after(self) -> None:
+        """Do something about jobs that exist."""
+        self._rng.choices([self._poll, self._cancel, self._redrive, self._trespass], [70, 14, 8, 8])[0]()
+
+    def _submit_one(self) -> int:
+        return self._submit(self._tokens(1))
+
+    def _submit_many(self) -> int:
+        return self._submit(self._tokens(self._rng.randint(2, 30)))
+
+    def _submit(self, tokens: list[str]) -> int:
+        body: dict[str, Any] = {"priority": self._rng.randint(0, 9), "tolerant": self._rng.random() < 0.5}
+        if self._rng.random() < 0.3:
+            body["deadline_seconds"] = round(self._rng.uniform(0.3, 12.0), 1)
+        if self._rng.random() < 0.5:
+            body["max_failures"] = self._rng.randint(1, 4)
+        inputs = [{"token": token} for token in tokens]
+        body |= {"input": inputs[0]} if len(inputs) == 1 else {"inputs": inputs}
+        key = tokens[0] if self._rng.random() < 0.8 else ""
+        self._send("submit", f"/v1/models/{MODEL}/jobs", body, tokens, key=key)
+        return len(tokens)
+
+    def _feed_bulk(self) -> int:
+        size, chunks = self._rng.randint(5, 50), self._rng.randint(1, 4)
+        bulk = self._insist(
+            "POST", "/v1/bulks", {"model": MODEL, "chunk_size": size}, key=f"{self._name}-b{self._count}"
+        )
+        if bulk is None:
+            return 0
+        whole: list[str] = []
+        for number in range(chunks):
+            tokens = self._tokens(size if number < chunks - 1 else self._rng.randint(1, size))
+            path = f"/v1/bulks/{bulk['id']}/jobs"
+            if not self._send(
+                "chunk", path, {"inputs": [{"token": token} for token in tokens]}, tokens, key=f"k{number}"
+            ):
+                return len(whole) or 1
+            whole += tokens
+        if self._insist("POST", f"/v1/bulks/{bulk['id']}/seal", None) is not None:
+            self._load.bulks[bulk["id"]] = (self._caller.tenant, whole)
+        return len(whole)
+
+    def _poll(self) -> None:
+        mine = self._mine()
+        if mine:
+            ids = [job.id for job in self._rng.sample(mine, min(len(mine), self._rng.randint(1, 50)))]
+            wait = self._rng.choice([0, 0, 0.5])
+            answer = self._caller.call("POST", "/v1/jobs/lookup", {"ids": list(map(format_id, ids)), "wait": wait})
+            self._failed += note_poll(answer, ids, tenant=self._caller.tenant, history=self._history)
+
+    def _cancel(self) -> None:
+        mine = self._mine()
+        if mine:
+            # Mostly one that may still be running.
+            job = self._rng.choice(mine[-200:]).id
+            answer = self._caller.call("POST", f"/v1/jobs/{format_id(job)}/cancel")
+            self._note(answer, "cancel", ids=(job,), seen=_seen([answer.body]) if answer.outcome == "ok" else {})
+
+    def _redrive(self) -> None:
+        if self._failed:
+            job = self._rng.choice(self._failed)
+            answer = self._caller.call("POST", f"/v1/jobs/{format_id(job)}/redrive")
+            made = (_number(answer.body["id"]),) if answer.outcome == "ok" else ()
+            self._note(answer, "redrive", ids=made)
+
+    def _trespass(self) -> None:
+        theirs = [job for job in self._load.known[-500:] if job.tenant != self._caller.tenant]
+        if theirs:
+            job = self._rng.choice(theirs).id
+            method, more = self._rng.choice([("GET", ""), ("POST", "/cancel"), ("POST", "/redrive"), ("DELETE", "")])
+            self._note(self._caller.call(method, f"/v1/jobs/{format_id(job)}{more}"), "trespass", ids=(job,))
+
+    # --- steps ---
+
+    def _send(self, did: str, path: str, body: Any, tokens: list[str], *, key: str) -> bool:
+        """Submit; without an answer again under the same key, where there is one. Whether it was accepted."""
+        # Within a bulk a key is unique by itself; the history wants it unique among all.
+        told = f"{path}#{key}" if did == "chunk" else key
+        for _ in range(TRIES):
+            answer = self._caller.call("POST", path, body, key=key)
+            ids = _ids(answer.body) if answer.outcome == "ok" else ()
+            self._note(answer, did, key=told, tokens=tuple(tokens), ids=ids)
+            self._load.known += [Made(job, self._caller.tenant) for job in ids]
+            self._load.jobs += len(ids)
+            if ids:
+                return True
+            if not key:
+                return False
+            self._load._stop.wait(TRY_AGAIN_SECONDS)
+        return False
+
+    def _insist(self, method: str, path: str, body: Any, *, key: str = "") -> Any:
+        """A call that may be repeated, until it is answered; None where it never was."""
+        for _ in range(TRIES):
+            answer = self._caller.call(method, path, body, key=key)
+            if answer.outcome == "ok":
+                return answer.body
+            self._load._stop.wait(TRY_AGAIN_SECONDS)
+        return None
+
+    def _note(self, answer: Answer, did: str, **more: Any) -> None:
+        self._history.add([answer.call(did, tenant=self._caller.tenant, **more)])
+
+    def _mine(self) -> list[Made]:
+        return [job for job in self._load.known[-2000:] if job.tenant == self._caller.tenant]
+
+    def _tokens(self, count: int) -> list[str]:
+        deeds = self._rng.choices(["echo", "slow", "busy", "invalid"], [94, 2, 2, 2], k=count)
+        self._count += count
+        first = self._count - count
+        return [f"{deed}-{self._name}-{first + place}" for place, deed in enumerate(deeds)]
+
+
+def note_poll(answer: Answer, ids: Sequence[int], *, tenant: str, history: History) -> list[int]:
+    """Write a poll down; returns the jobs that failed."""
+    seen = _seen(answer.body["jobs"]) if answer.outcome == "ok" else {}
+    history.add([answer.call("poll", tenant=tenant, ids=tuple(ids), seen=seen)])
+    return [job for job, what in seen.items() if what.state in {"failed", "cancelled", "expired"}]
+
+
+def lookups(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """As many as one call may ask for."""
+    return (ids[start : start + MAX_LOOKUP_IDS] for start in range(0, len(ids), MAX_LOOKUP_IDS))
+
+
+def _seen(jobs: Sequence[Any]) -> dict[int, Seen]:
+    return {_number(job["id"]): Seen(job["state"], job.get("result")) for job in jobs}
+
+
+def _ids(body: Any) -> tuple[int, ...]:
+    if "ids" in body:
+        return tuple(map(_number, body["ids"]))
+    if "first_id" in body:
+        first = _number(body["first_id"])
+        return tuple(range(first, first + body["accepted"] * ID_STRIDE, ID_STRIDE))
+    return (_number(body["id"]),)
+
+
+def _number(text: str) -> int:
+    number = parse_id(text)
+    assert number is not None, text
+    return number
+
+
+def _spread(keys: Mapping[str, str], clients: int) -> Iterator[tuple[str, str]]:
+    pairs = list(keys.items())
+    return (pairs[number % len(pairs)] for number in range(clients))

@@ -1,0 +1,270 @@
+"""What is broken, and how: every fault by name, and a seeded schedule of them."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import msgspec
+import sqlalchemy as sa
+
+from batchyard.broker import Broker
+from batchyard.broker.tickets import TICKET_BYTES
+from batchyard.errors import BrokerDown
+from batchyard.jobs import ID_STRIDE
+from tests.faults.history import Call, Fault, Tickets
+from tests.faults.members import REPOSITORY, Member, now_ms, variables
+from tests.faults.servers import Postgres, Valkey
+from tests.faults.yard import QUEUES, Combination, Yard, mutated
+
+LEADER_LEASE_SECONDS = 5.0
+REAP_SECONDS = 5.0
+UNCLAIMED_TICKETS = 12
+UNKNOWN_JOB = 1 << 40
+"""Ids from here on are older than any job."""
+LATE_WRITER_SECONDS = 60
+
+
+class Nemesis:
+    """Breaks one thing at a time. What a fault returns are the consumers whose jobs it took."""
+
+    def __init__(self, yard: Yard, rng: random.Random, *, mutant: str = "") -> None:
+        self._yard = yard
+        self._rng = rng
+        self._mutant = mutant
+
+    def strike(self, name: str) -> None:
+        """Inject one fault, heal it, and write it down."""
+        fault: Callable[[], Sequence[int] | None] = getattr(self, name)
+        began = now_ms()
+        victims = fault() or ()
+        # What ends a process or sends nonsense is over as soon as it began.
+        self._yard.history.add([Fault(name=name, began_ms=began, healed_ms=now_ms(), victims=tuple(victims))])
+
+    # --- processes ---
+
+    def consumer_killed(self) -> Sequence[int]:
+        return self._end(self._rng.choice(self._yard.consumers), signal.SIGKILL)
+
+    def consumers_killed(self) -> Sequence[int]:
+        return [owner for member in self._yard.consumers for owner in self._end(member, signal.SIGKILL)]
+
+    def consumer_stays_away(self) -> Sequence[int]:
+        """Killed, and nobody who starts tells what it did: its lease has to run out."""
+        away = self._yard.lease_seconds + REAP_SECONDS + 1
+        return self._end(self._rng.choice(self._yard.consumers), signal.SIGKILL, stay_away_seconds=away)
+
+    def consumer_terminated(self) -> Sequence[int]:
+        return self._end(self._rng.choice(self._yard.consumers), signal.SIGTERM)
+
+    def consumer_paused_past_its_lease(self) -> Sequence[int]:
+        member = self._rng.choice(self._yard.consumers)
+        victims = self._yard.owners(member.pid)
+        self._pause(member, self._yard.lease_seconds + REAP_SECONDS)
+        return victims
+
+    def consumer_paused(self) -> None:
+        self._pause(self._rng.choice(self._yard.consumers), self._yard.lease_seconds / 3)
+
+    def api_killed(self) -> None:
+        self._rng.choice(self._yard.apis).send(signal.SIGKILL)
+
+    def api_terminated(self) -> None:
+        self._rng.choice(self._yard.apis).send(signal.SIGTERM)
+
+    def leader_killed(self) -> None:
+        (self._yard.leader() or self._rng.choice(self._yard.apis)).send(signal.SIGKILL)
+
+    def leader_paused_past_its_lease(self) -> None:
+        """Another one leads when it goes on."""
+        self._pause(self._yard.leader() or self._rng.choice(self._yard.apis), LEADER_LEASE_SECONDS + 1)
+
+    def late_writes(self) -> None:
+        """A consumer of our own writes what it no longer may; see `late_writer`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.faults.late_writer", str(self._yard.folder)],
+            cwd=REPOSITORY,
+            env=mutated(variables(), self._mutant),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=LATE_WRITER_SECONDS,
+            check=True,
+        )
+        self._yard.history.add(msgspec.json.decode(line, type=Call) for line in done.stdout.splitlines())
+
+    # --- the broker ---
+
+    def broker_killed(self) -> None:
+        self._yard.broker.process.end()
+        time.sleep(self._rng.uniform(0, 1))
+        self._yard.broker.process.start()
+
+    def broker_paused(self) -> None:
+        self._yard.broker.process.pause()
+        time.sleep(3)
+        self._yard.broker.process.go_on()
+
+    def broker_emptied(self) -> None:
+        self._yard.broker.empty(QUEUES)
+
+    def broker_cut_off(self) -> None:
+        self._yard.broker.proxy.cut()
+
+    def broker_silent(self) -> None:
+        """Connections stay and carry nothing."""
+        self._yard.broker.proxy.hold_up()
+        time.sleep(2)
+        self._yard.broker.proxy.let_through()
+
+    def broker_full(self) -> None:
+        assert isinstance(self._yard.broker, Valkey)
+        self._yard.broker.refuse_writes(refuse=True)
+        time.sleep(2)
+        self._yard.broker.refuse_writes(refuse=False)
+
+    # --- tickets ---
+
+    def tickets_repeated(self) -> None:
+        """Of queued, running and ended jobs alike, many times and in any order."""
+        rows = self._yard.select("SELECT id, queue_id FROM jobs ORDER BY id DESC LIMIT 300")
+        pairs = [(row.queue_id, row.id) for row in rows] * 5
+        self._rng.shuffle(pairs)
+        for name in QUEUES:
+            for queue_id in {queue_id for queue_id, _ in pairs}:
+                # Half of them land in the queue of the other lane.
+                self._publish(name, queue_id, [job for queue, job in pairs if queue == queue_id])
+
+    def tickets_forged(self) -> None:
+        """Of jobs and queues that do not exist, and messages that are no tickets."""
+        for name in QUEUES:
+            self._publish(name, 1, list(range(UNKNOWN_JOB, UNKNOWN_JOB + 100)))
+            self._publish(name, 999, [UNKNOWN_JOB])
+            for body in (b"", b"\x80\x04cos\nsystem\n", b'{"body": 1}', b"[" * 5000, b"x" * (8 * TICKET_BYTES)):
+                self._yard.broker.push(name, body)
+
+    def killed_between_pop_and_claim(self) -> Sequence[int]:
+        """Tickets are taken that cannot be claimed, and then who took them is gone: the broker has them again."""
+        broker = Broker(self._yard.broker.direct)
+        queue_ids = dict(
+            zip(QUEUES, [row.id for row in self._yard.select("SELECT id FROM queues ORDER BY lane")], strict=True)
+        )
+        with self._yard.database.writers_locked_out():
+            self._yard.broker.empty(QUEUES)
+            for name, queue_id in queue_ids.items():
+                for number in range(UNCLAIMED_TICKETS):
+                    broker.publish(name, queue_id, [UNKNOWN_JOB + number * ID_STRIDE])
+            time.sleep(1)
+            victims = [owner for member in self._yard.consumers for owner in self._end(member, signal.SIGKILL)]
+            time.sleep(0.5)
+            kept = sum(broker.depths(QUEUES))
+        broker.close()
+        # kombu's Redis transport takes a ticket off its list at once: there an acknowledgement means nothing.
+        if not isinstance(self._yard.broker, Valkey):
+            self._yard.history.add([Tickets(published=len(QUEUES) * UNCLAIMED_TICKETS, kept=kept)])
+        return victims
+
+    # --- the database ---
+
+    def writers_locked_out(self) -> None:
+        with self._yard.database.writers_locked_out():
+            time.sleep(self._rng.uniform(0.5, 3))
+
+    def database_stopped(self) -> None:
+        self._postgres.process.end()
+        time.sleep(self._rng.uniform(0, 2))
+        self._postgres.process.start()
+
+    def sessions_ended(self) -> None:
+        for _ in range(5):
+            self._postgres.end_sessions()
+            time.sleep(0.2)
+
+    def database_cut_off(self) -> None:
+        for _ in range(5):
+            self._postgres.proxy.cut()
+            time.sleep(0.2)
+
+    def database_silent(self) -> None:
+        self._postgres.proxy.hold_up()
+        time.sleep(1.5)
+        self._postgres.proxy.let_through()
+
+    def answers_lost(self) -> None:
+        """Connections end just when the database tells that it has committed."""
+        for _ in range(4):
+            self._postgres.proxy.lose_answers(4)
+            time.sleep(0.25)
+
+    # --- steps ---
+
+    @property
+    def _postgres(self) -> Postgres:
+        assert isinstance(self._yard.database, Postgres)
+        return self._yard.database
+
+    def _end(self, member: Member, number: signal.Signals, **more: float) -> Sequence[int]:
+        victims: Sequence[int] = ()
+        with suppress(sa.exc.OperationalError):
+            victims = self._yard.owners(member.pid)
+        member.send(number, **more)
+        return victims
+
+    def _pause(self, member: Member, seconds: float) -> None:
+        member.send(signal.SIGSTOP)
+        time.sleep(seconds)
+        member.send(signal.SIGCONT)
+
+    def _publish(self, name: str, queue_id: int, ids: Sequence[int]) -> None:
+        broker = Broker(self._yard.broker.direct)
+        with suppress(BrokerDown):
+            broker.publish(name, queue_id, ids)
+        broker.close()
+
+
+EVERYWHERE = (
+    "consumer_killed",
+    "consumers_killed",
+    "consumer_stays_away",
+    "consumer_terminated",
+    "consumer_paused_past_its_lease",
+    "consumer_paused",
+    "api_killed",
+    "api_terminated",
+    "leader_killed",
+    "leader_paused_past_its_lease",
+    "late_writes",
+    "broker_killed",
+    "broker_paused",
+    "broker_emptied",
+    "broker_cut_off",
+    "broker_silent",
+    "tickets_repeated",
+    "tickets_forged",
+    "killed_between_pop_and_claim",
+    "writers_locked_out",
+)
+ON_REDIS = ("broker_full",)
+ON_POSTGRES = ("database_stopped", "sessions_ended", "database_cut_off", "database_silent", "answers_lost")
+
+
+def faults_of(combination: Combination) -> Sequence[str]:
+    """Every fault that can be injected there."""
+    return (
+        *EVERYWHERE,
+        *(ON_REDIS if combination.broker == "redis" else ()),
+        *(ON_POSTGRES if combination.database == "postgres" else ()),
+    )
+
+
+def schedule(names: Sequence[str], *, count: int, rng: random.Random) -> Iterator[tuple[float, str]]:
+    """So many faults, each after a pause in seconds: all in some order, then all in another."""
+    left: list[str] = []
+    for _ in range(count):
+        if not left:
+            left = rng.sample(list(names), len(names))
+        yield rng.uniform(0.1, 1.5), left.pop()
