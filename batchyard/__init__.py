@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         UnknownModel,
         WaitTimeout,
     )
-    from batchyard.model import Model
+    from batchyard.model import ContinuousModel, Model
     from batchyard.sdk.reading import Result
 
 _HOMES = {
@@ -55,6 +55,7 @@ _HOMES = {
     "AsyncResults": "batchyard.aclient",
     "Bulk": "batchyard.client",
     "Client": "batchyard.client",
+    "ContinuousModel": "batchyard.model",
     "Job": "batchyard.client",
     "Model": "batchyard.model",
     "Result": "batchyard.sdk.reading",
@@ -74,6 +75,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "ConnectionFailed",
+    "ContinuousModel",
     "Forbidden",
     "Gone",
     "IdempotencyConflict",

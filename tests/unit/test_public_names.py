@@ -20,6 +20,7 @@ PUBLIC = [
     "ConfigurationError",
     "Conflict",
     "ConnectionFailed",
+    "ContinuousModel",
     "Forbidden",
     "Gone",
     "IdempotencyConflict",

@@ -21,9 +21,12 @@ from batchyard_consumers.runtimes.sources import resolve_source
 _HERE = "batchyard_consumers.runtimes"
 RUNTIMES = {
     "image-classification": f"{_HERE}.images:ImageClassification",
+    "kserve": f"{_HERE}.proxies:KServe",
+    "openai": f"{_HERE}.proxies:OpenAI",
     "reranking": f"{_HERE}.classification:Reranking",
     "sentence-transformers": f"{_HERE}.embeddings:SentenceEmbeddings",
     "text-classification": f"{_HERE}.classification:TextClassification",
+    "text-generation": f"{_HERE}.generation:TextGeneration",
     "token-classification": f"{_HERE}.tagging:TokenClassification",
     "torch-export": f"{_HERE}.programs:TorchExport",
     "torchscript": f"{_HERE}.programs:TorchScript",

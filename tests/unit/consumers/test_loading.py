@@ -76,7 +76,7 @@ def test_a_model_is_told_its_source_options_and_device() -> None:
 @pytest.mark.parametrize(
     ("runtime", "words"),
     [
-        ("onnx", "allowed are image-classification, reranking, sentence-transformers"),
+        ("onnx", "allowed are image-classification, kserve, openai, reranking, sentence-transformers"),
         ("nowhere.at_all:Model", "cannot import"),
         (f"{HERE}:Missing", "cannot import"),
         (f"{HERE}:NotAModel", "not a subclass"),

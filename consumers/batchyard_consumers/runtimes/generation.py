@@ -1,0 +1,240 @@
+"""The runtime `text-generation`: requests join and leave the library's continuous batching between steps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from batchyard.errors import InvalidInput, RetryableModelError
+from batchyard.model import ContinuousModel
+from batchyard_consumers.runtimes.sources import is_local
+
+STEP_SECONDS = 0.05
+"""The longest wait for a token."""
+MAX_TOKENS = 256
+"""Generated at the most, where nothing else is asked for."""
+CPU_CACHE_TOKENS = 16_384
+CPU_PAGE_TOKENS = 32
+CPU_STEP_TOKENS = 512
+"""Of prompts taken in at one step: on a CPU the library would warm up with thousands."""
+BOUNDS: dict[str, tuple[Any, float, float]] = {
+    "max_tokens": (int, 1, 1_000_000),
+    "temperature": (float, 0.0, 10.0),
+    "top_p": (float, 0.0, 1.0),
+    "top_k": (int, 1, 1_000_000),
+}
+
+
+@dataclass(eq=False)
+class Prompt:
+    """One request: what it asks for, and what has come of it."""
+
+    ids: list[int]
+    max_tokens: int
+    sampling: dict[str, float]
+    generated: list[int] = field(default_factory=list)
+    is_done: bool = False
+
+
+class TextGeneration(ContinuousModel):
+    """A prompt, or `{"messages": [{"role", "content"}, …]}`, in; `{"text", "finish_reason", "usage"}` out.
+
+    A job's params, or the options for all jobs: `max_tokens`, `temperature` (0, the default, takes the likeliest token
+    each time), `top_p`, `top_k`. `finish_reason` is `stop` where the model ended by itself and `length` at
+    `max_tokens`. Further options: `most_jobs` inside at once, `cache_tokens` (what all of them may hold together;
+    on a GPU what its memory allows), `dtype`, `revision`, `trust_remote_code`.
+    """
+
+    input_schema: ClassVar[dict[str, Any]] = {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {
+                "type": "object",
+                "properties": {
+                    "messages": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {
+                            "type": "object",
+                            "properties": {"role": {"type": "string"}, "content": {"type": "string"}},
+                            "required": ["role", "content"],
+                        },
+                    }
+                },
+                "required": ["messages"],
+                "additionalProperties": False,
+            },
+        ]
+    }
+    cost_unit: ClassVar[str] = "tokens"
+
+    _module: Any
+    _tokenizer: Any
+    _manager: Any
+    _device: str
+    _most_tokens: int
+    """Of a prompt and what it generates, together."""
+    _inside: dict[int, Prompt]
+
+    def load(self, device: str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = {
+            "local_files_only": is_local(self.source),
+            "revision": self.options.get("revision"),
+            "trust_remote_code": bool(self.options.get("trust_remote_code", False)),
+        }
+        dtype = self.options.get("dtype", "auto")
+        self._module = AutoModelForCausalLM.from_pretrained(self.source, use_safetensors=True, dtype=dtype, **where)
+        self._module = self._module.to(device).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(self.source, **where)
+        self._device = device
+        self._inside = {}
+        self.most_jobs = int(self.options.get("most_jobs", self.most_jobs))
+        places = int(getattr(self._module.config, "max_position_embeddings", None) or self._tokenizer.model_max_length)
+        cache = self.options.get("cache_tokens", CPU_CACHE_TOKENS if device == "cpu" else None)
+        self._most_tokens = min(places, cache or places)
+        self._start(cache)
+
+    def _start(self, cache_tokens: int | None) -> None:
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+        sizes: dict[str, Any] = {}
+        if cache_tokens is not None:
+            sizes = {"page_size": CPU_PAGE_TOKENS, "num_blocks": -(-cache_tokens // CPU_PAGE_TOKENS) + self.most_jobs}
+        if self._device == "cpu":
+            sizes["max_batch_tokens"] = CPU_STEP_TOKENS
+        self._manager = self._module.init_continuous_batching(
+            # Each request says its own; a value that changes nothing would leave its processor out for all of them.
+            generation_config=GenerationConfig(
+                do_sample=True,
+                temperature=0.5,
+                top_p=0.5,
+                top_k=1,
+                max_new_tokens=MAX_TOKENS,
+                eos_token_id=self._ends(),
+                pad_token_id=self._tokenizer.pad_token_id or 0,
+            ),
+            continuous_batching_config=ContinuousBatchingConfig(
+                per_request_processors=True, max_requests_per_batch=self.most_jobs, **sizes
+            ),
+        )
+        # Its thread would keep the process alive; one that is started by a daemon is a daemon too.
+        starting = threading.Thread(target=self._manager.start, daemon=True)
+        starting.start()
+        starting.join()
+
+    def _ends(self) -> int | list[int]:
+        """Tokens after which nothing follows; -1 where the model knows none."""
+        configured = getattr(self._module.generation_config, "eos_token_id", None)
+        ends = configured if configured is not None else self._tokenizer.eos_token_id
+        return -1 if ends is None else ends
+
+    def preprocess(self, inputs: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:
+        given = {**self.options, **params}
+        asked = _number(given, "max_tokens")
+        max_tokens = None if asked is None else int(asked)
+        temperature = _number(given, "temperature") or 0.0
+        sampling = {
+            "temperature": temperature or 1.0,
+            "top_p": _number(given, "top_p") or 1.0,
+            "top_k": _number(given, "top_k") or self._module.config.vocab_size,
+        }
+        if temperature == 0:
+            sampling["top_k"] = 1
+        return [self._prompt(value, max_tokens, sampling) for value in inputs]
+
+    def cost(self, item: Prompt) -> int:
+        """Tokens of the prompt and of what it may generate; once it has ended, of what it did generate."""
+        return len(item.ids) + (len(item.generated) if item.is_done else item.max_tokens)
+
+    def join(self, key: int, item: Prompt) -> None:
+        if not self._manager.is_running():
+            raise RetryableModelError("the library's generation loop has ended")
+        self._inside[key] = item
+        self._manager.add_request(
+            item.ids, request_id=str(key), max_new_tokens=item.max_tokens, streaming=True, **item.sampling
+        )
+
+    def step(self) -> Sequence[tuple[int, Any]]:
+        ended: list[tuple[int, Any]] = []
+        told = self._manager.get_result(timeout=STEP_SECONDS)
+        while told is not None:
+            prompt = self._inside.get(int(told.request_id))
+            if prompt is not None:
+                prompt.generated = list(told.generated_tokens)
+                if told.is_finished():
+                    prompt.is_done = True
+                    del self._inside[int(told.request_id)]
+                    error = None if told.error is None else RuntimeError(told.error)
+                    ended.append((int(told.request_id), error or prompt))
+            told = self._manager.get_result(timeout=0)
+        if not self._manager.is_running():
+            ended += [(key, RetryableModelError("the library's generation loop has ended")) for key in self._inside]
+            self._inside.clear()
+        return ended
+
+    def leave(self, key: int) -> None:
+        self._inside.pop(key, None)
+        self._manager.cancel_request(str(key))
+
+    def postprocess(self, outputs: Sequence[Prompt]) -> Sequence[Any]:
+        return [self._result(prompt) for prompt in outputs]
+
+    def partial(self, item: Prompt) -> Any:
+        """What has come of it so far."""
+        return self._result(item) if item.generated else None
+
+    def _result(self, prompt: Prompt) -> dict[str, Any]:
+        ends = self._ends()
+        generated = list(prompt.generated)
+        has_stopped = bool(generated) and generated[-1] in (ends if isinstance(ends, list) else [ends])
+        return {
+            "text": self._tokenizer.decode(generated, skip_special_tokens=True),
+            "finish_reason": ("stop" if has_stopped else "length") if prompt.is_done else None,
+            "usage": {"prompt_tokens": len(prompt.ids), "completion_tokens": len(generated)},
+        }
+
+    def _prompt(self, value: Any, max_tokens: int | None, sampling: dict[str, float]) -> Prompt | InvalidInput:
+        ids = self._ids(value)
+        if isinstance(ids, InvalidInput):
+            return ids
+        room = self._most_tokens - len(ids)
+        if (max_tokens or 1) > room:
+            return InvalidInput(
+                f"the prompt's {len(ids)} tokens and max_tokens ({max_tokens or 1}) are more than the "
+                f"{self._most_tokens} that the model holds"
+            )
+        return Prompt(ids=ids, max_tokens=max_tokens or min(MAX_TOKENS, room), sampling=sampling)
+
+    def _ids(self, value: Any) -> list[int] | InvalidInput:
+        if isinstance(value, str) and value:
+            return list(self._tokenizer(value)["input_ids"])
+        messages = value.get("messages") if isinstance(value, dict) else None
+        if not isinstance(messages, list) or not messages:
+            return InvalidInput('an input is a prompt, or {"messages": [{"role": …, "content": …}, …]}')
+        if self._tokenizer.chat_template is None:
+            return InvalidInput("the model has no chat template: give the prompt as a string")
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # noqa: BLE001  a template may refuse roles in any way
+            return InvalidInput(f"the model's chat template refuses the messages: {error}")
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _number(given: Mapping[str, Any], name: str) -> float | None:
+    """A parameter within its bounds; None where it is not given. InvalidInput."""
+    value = given.get(name)
+    if value is None:
+        return None
+    kind, low, high = BOUNDS[name]
+    is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise InvalidInput(f"{name} is {what} from {low:g} to {high:g}, not {value!r}")
+    number: float = kind(value)
+    return number
