@@ -67,7 +67,7 @@ class ContinuousModel(Model):
     """A model whose jobs join and leave between steps instead of going through in batches: text generation, or a
     server elsewhere that is kept full.
 
-    `join`, `step` and `leave` are called by one thread, in turn. `forward` is not called; `cost` is asked once more
+    `join`, `step`, `leave` and `close` are called by one thread, in turn. `forward` is not called; `cost` is asked once more
     when a job has ended, and may know better then.
     """
 
@@ -89,3 +89,6 @@ class ContinuousModel(Model):
     def leave(self, key: int) -> None:
         """A job inside is not wanted any more."""
         raise NotImplementedError(f"{type(self).__qualname__} must define leave(key)")
+
+    def close(self) -> None:
+        """The consumer ends: let go of threads and connections. Nothing is called after it."""

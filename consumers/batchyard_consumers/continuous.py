@@ -93,15 +93,21 @@ class Continuous:
 
     def run(self) -> None:
         """Go on until the pools are closed and nothing is inside (raises Closed)."""
-        while True:
-            try:
-                self._let_in()
-            except Closed:
-                if not self._inside and not self._again:
-                    raise
-            self._let_out_unwanted()
-            if self._inside:
-                self._step()
+        try:
+            while True:
+                self._round()
+        finally:
+            self._model.close()
+
+    def _round(self) -> None:
+        try:
+            self._let_in()
+        except Closed:
+            if not self._inside and not self._again:
+                raise
+        self._let_out_unwanted()
+        if self._inside:
+            self._step()
 
     def _let_in(self) -> None:
         while self._again and self._has_room_for(self._again[0]):

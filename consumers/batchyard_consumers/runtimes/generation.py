@@ -14,6 +14,8 @@ from batchyard_consumers.runtimes.sources import is_local
 
 STEP_SECONDS = 0.05
 """The longest wait for a token."""
+STOP_SECONDS = 5.0
+"""For the library's thread to end its step."""
 MAX_TOKENS = 256
 """Generated at the most, where nothing else is asked for."""
 CPU_CACHE_TOKENS = 16_384
@@ -181,6 +183,9 @@ class TextGeneration(ContinuousModel):
     def leave(self, key: int) -> None:
         self._inside.pop(key, None)
         self._manager.cancel_request(str(key))
+
+    def close(self) -> None:
+        self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
 
     def postprocess(self, outputs: Sequence[Prompt]) -> Sequence[Any]:
         return [self._result(prompt) for prompt in outputs]

@@ -45,17 +45,19 @@ class _Proxy(ContinuousModel):
     def load(self, device: str) -> None:
         if not self.source.startswith(("http://", "https://")):
             raise ValueError(f"source is {self.source!r}: the URL of the server, such as http://127.0.0.1:8000")
+        headers = self._headers()
         self.most_jobs = int(self.options.get("concurrency", 64))
         self._asked, self._answered = {}, queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="batchyard-proxy", daemon=True).start()
-        self._client = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="batchyard-proxy", daemon=True)
+        self._thread.start()
+        self._client = asyncio.run_coroutine_threadsafe(self._open(headers), self._loop).result()
 
-    async def _open(self) -> httpx.AsyncClient:
+    async def _open(self, headers: dict[str, str]) -> httpx.AsyncClient:
         seconds = float(self.options.get("timeout_seconds", 600.0))
         return httpx.AsyncClient(
             base_url=self.source.rstrip("/") + "/",
-            headers=self._headers(),
+            headers=headers,
             timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=self.most_jobs, max_keepalive_connections=self.most_jobs),
         )
@@ -97,6 +99,12 @@ class _Proxy(ContinuousModel):
         asked = self._asked.pop(key, None)
         if asked is not None:
             asked.cancel()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def postprocess(self, outputs: Sequence[_Request]) -> Sequence[Any]:
         return [request.answer for request in outputs]

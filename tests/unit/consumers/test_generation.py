@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path) -> Iterator[TextGeneration]:
     made: TextGeneration = loaded("text-generation", folder, cache_tokens=4096)
     yield made
-    made._manager.stop(block=True, timeout=10, hard_stop=True)
+    made.close()
 
 
 def prompts(model: TextGeneration, values: list[Any], **params: Any) -> list[Any]:
@@ -168,4 +168,3 @@ def test_jobs_go_through_the_whole_pipeline(folder: Path) -> None:
     first = value_of(views[0])
     assert first["usage"]["completion_tokens"] == 6
     assert views[0].cost == sum(first["usage"].values())
-    model._manager.stop(block=True, timeout=10, hard_stop=True)
