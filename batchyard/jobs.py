@@ -186,6 +186,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """The dead job that this one takes the place of; `idempotency_key` is then its `redrive_key`."""
     payloads: Sequence[PayloadReference] = ()
     """What the inputs refer to, each pair of input and payload once: kept as long as these jobs."""
+    webhook: str | None = None
+    """The URL that hears of the end of each job."""
     bulk_id: int | None = None
     idempotency_key: str | None = None
     """Unique per tenant, or, within a bulk, per bulk."""

@@ -115,6 +115,19 @@ class StorageSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebhookSettings:
+    allowed_networks: tuple[str, ...] = ()
+    """Networks beyond the public internet that webhooks may go to, each as ADDRESS/BITS. Plain http is for loopback
+    alone, and only where "127.0.0.0/8" or "::1/128" stands here."""
+    retry_seconds: tuple[float, ...] = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+    """Between the attempts at a delivery; after the last of them it is dead. By default about three days in all."""
+    timeout_seconds: float = 15.0
+    """Of one attempt, from the look-up of the name to the end of the answer."""
+    concurrency: int = 32
+    """Attempts that one API process makes at the same time; a quarter of them at most at one endpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     name: str
     runtime: str
@@ -255,6 +268,7 @@ class Settings:
     limits: LimitSettings = NO_LIMITS
     retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     budget: BudgetSettings = BudgetSettings()
     hardware: tuple[HardwareSettings, ...] = ()

@@ -22,6 +22,7 @@ from batchyard.settings import (
     RetentionSettings,
     ServerSettings,
     StorageSettings,
+    WebhookSettings,
 )
 
 Path_ = tuple[str, ...]
@@ -35,6 +36,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "limits": LimitSettings,
     "retention": RetentionSettings,
     "storage": StorageSettings,
+    "webhooks": WebhookSettings,
     "kubernetes": KubernetesSettings,
     "budget": BudgetSettings,
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 from batchyard.configuration.faults import listed, nearest
+from batchyard.destinations import networks
 from batchyard.jobs import Lane
 from batchyard.settings import RUNTIMES
 
@@ -36,7 +37,7 @@ def convert(value: Any, kind: Any, *, is_text: bool) -> Any:
     if kind in _SCALARS:
         return _SCALARS[kind](value, is_text)
     if get_origin(kind) is tuple:
-        return _texts(value, is_text)
+        return _numbers(value, is_text) if get_args(kind)[0] is float else _texts(value, is_text)
     raise TypeError(f"no rule for settings of type {kind}")
 
 
@@ -82,6 +83,14 @@ def _texts(value: Any, is_text: bool) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise Refused("a list of strings")
     return tuple(value)
+
+
+def _numbers(value: Any, is_text: bool) -> tuple[float, ...]:
+    if is_text and isinstance(value, str):
+        value = [item.strip() for item in value.split(",") if item.strip()]
+    if not isinstance(value, list | tuple):
+        raise Refused("a list of numbers")
+    return tuple(_number(item, is_text) for item in value)
 
 
 def _lane(value: Any) -> Lane:
@@ -148,6 +157,20 @@ def each(pattern: str, allowed: str) -> Rule:
     return rule
 
 
+def delays(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or min(values) <= 0:
+        raise Refused("a list of seconds, each greater than 0")
+    return values
+
+
+def network_texts(values: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        networks(values)
+    except ValueError:
+        raise Refused('a list of networks, such as "10.0.0.0/8" or "fd00::/8"') from None
+    return values
+
+
 def bind(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -207,6 +230,10 @@ RULES: Mapping[str, Rule] = {
     "retention.payload_seconds": at_least(60),
     "retention.tombstone_seconds": at_least(0),
     "storage.url": matching(rf"file|{_URL}", '"file" or a URL that fsspec knows, such as "s3://bucket/folder"'),
+    "webhooks.allowed_networks": network_texts,
+    "webhooks.retry_seconds": delays,
+    "webhooks.timeout_seconds": _SECONDS,
+    "webhooks.concurrency": between(1, 1024),
     "models.runtime": matching(
         rf"{'|'.join(RUNTIMES)}|[A-Za-z_][\w.]*:[A-Za-z_]\w*",
         f'one of {listed(RUNTIMES)}, or "my_package.my_module:MyModel"',

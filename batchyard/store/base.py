@@ -6,6 +6,8 @@ outages surface as `Unavailable`. Rules that every implementation keeps:
 - Every write by a consumer repeats `state = running AND attempt = mine AND owner = me`; other rows are left alone.
 - Every change of state moves its counts in `backlog` (and `bulk_counts`, for a bulk's jobs) in the same transaction.
 - Every job of a bulk that becomes terminal is named by a `flushes` row of the same transaction.
+- Every job that becomes terminal, and every bulk that is found finished, is put into the outbox of webhooks in the same
+  transaction, for each enabled endpoint of its tenant that hears of it: see `batchyard.store.outbox`.
 - Where several rows are locked, they are locked in ascending id order.
 """
 
@@ -22,6 +24,10 @@ from batchyard.store.records import (
     BulkView,
     Candidate,
     ConsumerInfo,
+    Delivery,
+    DeliveryFilter,
+    DeliveryState,
+    DueDelivery,
     JobFilter,
     JobInput,
     JobPage,
@@ -38,6 +44,7 @@ from batchyard.store.records import (
     Tenant,
     TenantLimits,
     UsageRow,
+    Webhook,
 )
 
 __all__ = [
@@ -47,6 +54,10 @@ __all__ = [
     "BulkView",
     "Candidate",
     "ConsumerInfo",
+    "Delivery",
+    "DeliveryFilter",
+    "DeliveryState",
+    "DueDelivery",
     "JobFilter",
     "JobInput",
     "JobPage",
@@ -65,6 +76,7 @@ __all__ = [
     "Tenant",
     "TenantLimits",
     "UsageRow",
+    "Webhook",
 ]
 
 
@@ -384,6 +396,60 @@ class JobStore(Protocol):
         good; give up at most `limit` payloads that were uploaded before then and that no job refers to; and return at
         most `limit` leftovers whose bytes are to be deleted now. Each of these is returned once more some minutes
         later, to whoever asks then, until it was among `deleted`."""
+
+    # --- webhooks ---
+
+    def create_webhook(self, *, tenant_id: int, url: str, events: Sequence[str], description: str) -> Webhook:
+        """A new endpoint with a secret of its own. It hears of jobs and bulks that end from now on."""
+
+    def webhooks(self, *, tenant_id: int | None = None) -> list[Webhook]:
+        """Of one tenant, or of all, by age."""
+
+    def rotate_webhook(self, webhook_id: int, *, tenant_id: int, overlap_ms: int) -> Webhook:
+        """Give it a new secret; the last one signs too for `overlap_ms`. NotFound."""
+
+    def enable_webhook(self, webhook_id: int, *, tenant_id: int) -> Webhook:
+        """NotFound. What is pending for it is due as before."""
+
+    def disable_webhook(self, webhook_id: int, *, tenant_id: int, because: str) -> Webhook:
+        """It hears of nothing more, and what is pending for it waits until it is enabled. NotFound."""
+
+    def delete_webhook(self, webhook_id: int, *, tenant_id: int) -> None:
+        """With its deliveries. NotFound; Conflict for the one of the URLs that jobs and bulks name."""
+
+    def finish_bulks(self, *, limit: int) -> int:
+        """The leader's chore: note which of the next `limit` sealed bulks have come to their end, each once, and put
+        these into the outbox. Returns how many had."""
+
+    def take_deliveries(
+        self, *, limit: int, of_one: int, underway: Mapping[int, int], lease_ms: int
+    ) -> list[DueDelivery]:
+        """Begin an attempt at deliveries that are due, for each endpoint the longest due first and no more than
+        `of_one` at a time, those `underway` (endpoint → number) counted: one that is slow holds up no other. An attempt
+        whose end nobody tells within `lease_ms` is made again."""
+
+    def end_delivery(
+        self,
+        delivery: Delivery,
+        *,
+        status: int | None,
+        error: str | None,
+        retry_in_ms: int | None = None,
+        disables: bool = False,
+    ) -> bool:
+        """Tell how an attempt ended: without an error it is delivered, else tried again after `retry_in_ms`, or dead.
+        `disables`: the receiver wants nothing any more at this endpoint. False, and nothing is changed, where another
+        attempt has begun, or the job or endpoint is gone."""
+
+    def deliveries(self, wanted: DeliveryFilter, *, limit: int) -> list[Delivery]:
+        """The newest first."""
+
+    def replay_deliveries(self, wanted: DeliveryFilter, *, limit: int) -> list[int]:
+        """Make up to `limit` of them pending and due at once, with all attempts before them, whatever became of them.
+        Returns their ids, the newest first."""
+
+    def oldest_due_delivery_ms(self) -> int | None:
+        """Since when a delivery to an enabled endpoint has been due that nobody has begun; O(endpoints)."""
 
     # --- for tests and doctors ---
 

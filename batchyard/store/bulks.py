@@ -11,19 +11,20 @@ from sqlalchemy import Connection, Row, Select, and_, func, select
 from batchyard.errors import Conflict, Gone, IdempotencyConflict, NotFound
 from batchyard.jobs import State
 from batchyard.store.base import BulkConfig, BulkView, ResultRow
-from batchyard.store.sql import SqlStore
 from batchyard.store.tables import BULK_COUNTS, bulks, flushes, idempotency, job_inputs, job_results, jobs, tombstones
+from batchyard.store.webhooks import Webhooks
 
 SWEEP_PENDING = 1
 SWEEP_HELD = 2
 
 
-class Bulks(SqlStore):
+class Bulks(Webhooks):
     """Everything about bulks but the insert of their jobs and the sweep."""
 
     def create_bulk(self, config: BulkConfig) -> BulkView:
         """See `JobStore.create_bulk`."""
         self._prepare_ids()
+        self._expect_webhooks([] if config.webhook is None else [config.tenant_id])
         with self._writing() as connection:
             known = self._known_bulk(connection, config)
             if known is not None:
@@ -43,6 +44,7 @@ class Bulks(SqlStore):
                 "chunk_size": config.chunk_size,
                 "created_at": now,
                 "created_by": config.created_by,
+                "webhook": config.webhook,
             }
             connection.execute(bulks.insert().values(values))
             return self._bulk(connection, bulk_id, tenant_id=config.tenant_id)

@@ -37,17 +37,18 @@ class Deltas:
     """Changes of the ledgers and the flushes of one transaction. Sums of the same key are merged; nothing is shared.
 
     Keys of `backlog` are (queue, tenant, priority, state, bucket), of `bulk_counts` (bulk, state), of `usage`
-    (tenant, queue, hour); values are the sums in the order of the tables. `flushed` names the jobs that became
-    terminal, by bulk.
+    (tenant, queue, hour); values are the sums in the order of the tables. `ended` names the jobs that `move` made
+    terminal, `flushed` those of bulks, by bulk.
     """
 
-    __slots__ = ("backlog", "bulk_counts", "flushed", "usage")
+    __slots__ = ("backlog", "bulk_counts", "ended", "flushed", "usage")
 
     def __init__(self) -> None:
         self.backlog: defaultdict[tuple[int, int, int, int, int], list[int]] = defaultdict(_pair)
         self.bulk_counts: defaultdict[tuple[int, int], list[int]] = defaultdict(_pair)
         self.usage: defaultdict[tuple[int, int, int], list[int]] = defaultdict(_six)
         self.flushed: defaultdict[int, list[int]] = defaultdict(list)
+        self.ended: list[int] = []
 
     def count(
         self,
@@ -94,8 +95,10 @@ class Deltas:
             deadline=job.deadline if deadline_ms is None else deadline_ms,
         )
         self._count_row(moved, jobs=1)
-        if to >= State.SUCCEEDED and job.state < _SUCCEEDED and job.bulk_id is not None:
-            self.flushed[job.bulk_id].append(job.id)
+        if to >= State.SUCCEEDED and job.state < _SUCCEEDED:
+            self.ended.append(job.id)
+            if job.bulk_id is not None:
+                self.flushed[job.bulk_id].append(job.id)
 
     def drop(self, job: JobRow) -> None:
         """One terminal job is deleted: it leaves the backlog for the count of those retired; its bulk goes on counting

@@ -12,7 +12,16 @@ from sqlalchemy import Connection, and_, func, or_, select
 from batchyard.jobs import State
 from batchyard.store.deltas import Deltas, JobRow
 from batchyard.store.payloads import Payloads
-from batchyard.store.tables import bulks, job_inputs, job_labels, job_results, jobs, tombstones
+from batchyard.store.tables import (
+    bulks,
+    job_inputs,
+    job_labels,
+    job_results,
+    job_webhooks,
+    jobs,
+    tombstones,
+    webhook_deliveries,
+)
 from batchyard.store.views import load_labels
 
 
@@ -75,6 +84,8 @@ class Moves(Payloads):
         self._count_retired(connection, ids, deltas=deltas, now_ms=now_ms)
         self._delete_labels(connection, ids)
         for table, column in (
+            (webhook_deliveries, webhook_deliveries.c.subject_id),
+            (job_webhooks, job_webhooks.c.job_id),
             (job_results, job_results.c.job_id),
             (job_inputs, job_inputs.c.job_id),
             (jobs, jobs.c.id),

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func,
 from batchyard.jobs import State, redrive_key
 from batchyard.store.base import JobFilter, JobInput, JobPage, JobView
 from batchyard.store.sql import IS_RUNNING, IS_WAITING, SqlStore
-from batchyard.store.tables import idempotency, job_inputs, job_labels, job_results, jobs, tombstones
+from batchyard.store.tables import idempotency, job_inputs, job_labels, job_results, job_webhooks, jobs, tombstones
 from batchyard.store.views import ERROR, job_view, view_query
 
 PAGE_SCAN = 5_000
@@ -72,7 +72,10 @@ class Readers(SqlStore):
             known = [job_id for job_id in dict.fromkeys(ids) if job_id in size_of]
             sums = accumulate(size_of[job_id] for job_id in known)
             fitting = [job_id for job_id, total in zip(known, sums, strict=True) if total <= max_bytes] or known[:1]
-            rows = connection.execute(select(job_inputs).where(self._among(job_inputs.c.job_id, fitting)))
+            given = select(job_inputs, job_webhooks.c.url.label("webhook")).outerjoin(
+                job_webhooks, job_webhooks.c.job_id == job_inputs.c.job_id
+            )
+            rows = connection.execute(given.where(self._among(job_inputs.c.job_id, fitting)))
             found = {row.job_id: _input(row) for row in rows}
         return [found[job_id] for job_id in fitting]
 
@@ -163,4 +166,5 @@ def _input(row: Row[Any]) -> JobInput:
         affinity_key=row.affinity_key,
         max_cost=row.max_cost,
         digest=None if row.input_digest is None else bytes(row.input_digest),
+        webhook=row.webhook,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Any
 
 import msgspec
 
 from batchyard.jobs import ErrorInfo, Lane, State
+from batchyard.webhooks import Event
 
 
 class TenantLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +271,7 @@ class JobInput(msgspec.Struct, frozen=True, kw_only=True):
     affinity_key: str | None
     max_cost: int | None
     digest: bytes | None
+    webhook: str | None = None
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,6 +289,8 @@ class BulkConfig(msgspec.Struct, frozen=True, kw_only=True):
     created_by: str | None = None
     idempotency_key: str | None = None
     idempotency_digest: bytes | None = None
+    webhook: str | None = None
+    """The URL that hears of its end."""
 
 
 class BulkView(msgspec.Struct, frozen=True, kw_only=True):
@@ -339,3 +344,78 @@ class PayloadInfo(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     digest: bytes
     location: str
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint of a tenant."""
+
+    id: int
+    tenant_id: int
+    url: str | None
+    """None: the tenant's one for the URLs that its jobs and bulks name."""
+    events: tuple[str, ...]
+    """What it hears of all jobs and bulks of its tenant."""
+    description: str
+    created_at_ms: int
+    disabled_at_ms: int | None
+    disabled_because: str | None
+    secrets: tuple[str, ...]
+    """Those that are valid now, the newest first."""
+
+
+class DeliveryState(IntEnum):
+    """Where a delivery stands. The number is what the database stores."""
+
+    PENDING = 0
+    DELIVERED = 1
+    DEAD = 2
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One message to one endpoint: that a job or a bulk has ended."""
+
+    id: int
+    tenant_id: int
+    webhook_id: int
+    subject_id: int
+    """The job or bulk."""
+    event: Event
+    url: str
+    state: DeliveryState
+    attempts: int
+    """Begun so far. Fences what is written of an attempt."""
+    created_at_ms: int
+    """When the job or bulk ended."""
+    due_at_ms: int
+    """Of the next attempt."""
+    ended_at_ms: int | None
+    status: int | None
+    """HTTP's, of the last answer."""
+    error: str | None
+    """Why the last attempt failed."""
+
+
+class DueDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery to be attempted now, by whoever took it."""
+
+    delivery: Delivery
+    secrets: tuple[str, ...]
+
+
+class DeliveryFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which deliveries of a tenant are meant; all that is given must hold."""
+
+    tenant_id: int
+    id: int | None = None
+    webhook_id: int | None = None
+    subject_id: int | None = None
+    state: DeliveryState | None = None
+    from_ms: int | None = None
+    """By the end of their jobs and bulks."""
+    before_ms: int | None = None
+    before_id: int | None = None
+    """Newest first: only ids below this one (the cursor)."""

@@ -19,6 +19,7 @@ from batchyard.store.tables import (
     idempotency,
     jobs,
     tombstones,
+    webhook_deliveries,
 )
 
 SCAN_PER_JOB = 10
@@ -73,7 +74,9 @@ class Retention(Moves):
         old = select(bulks).where(bulks.c.id > self._bulks_after, bulks.c.created_at < created_before_ms)
         rows = connection.execute(old.order_by(bulks.c.id).limit(limit)).all()
         for bulk in rows:
-            if bulk.sealed_at is not None and bulk.sealed_at < created_before_ms and bulk.retired == bulk.jobs:
+            # Only once its end was noted: webhooks hear of that first.
+            is_over = bulk.finished_at is not None and bulk.retired == bulk.jobs
+            if is_over and bulk.sealed_at < created_before_ms:
                 self._delete_bulk(connection, bulk, now_ms=now_ms)
         self._bulks_after = rows[-1].id if len(rows) == limit else 0
 
@@ -84,6 +87,7 @@ class Retention(Moves):
         connection.execute(idempotency.delete().where(of_chunks))
         own = and_(idempotency.c.first_id == bulk.id, idempotency.c.bulk_id == 0, idempotency.c.count == 0)
         connection.execute(idempotency.delete().where(own))
+        connection.execute(webhook_deliveries.delete().where(webhook_deliveries.c.subject_id == bulk.id))
         connection.execute(bulks.delete().where(bulks.c.id == bulk.id))
         buried = self._insert(tombstones).values(id=bulk.id, tenant_id=bulk.tenant_id, retired_at=now_ms)
         connection.execute(buried.on_conflict_do_nothing())

@@ -248,11 +248,15 @@ bulks = Table(
     ),
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", Text),
+    Column("webhook", Text, comment="The URL that hears of its end"),
+    Column("finished_at", BigInteger, comment="When the leader found it sealed and all its jobs ended"),
 )
 Index("bulks_tenant", bulks.c.tenant_id, bulks.c.id)
 # Few rows at any time: what a claim looks at to know which bulks are held.
 _SWEEP = text("sweep > 0")
 Index("bulks_sweep", bulks.c.sweep, bulks.c.id, sqlite_where=_SWEEP, postgresql_where=_SWEEP)
+_UNFINISHED = text("finished_at IS NULL")
+Index("bulks_unfinished", bulks.c.id, sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED)
 
 bulk_chunks = Table(
     "bulk_chunks",
@@ -452,3 +456,61 @@ tombstones = Table(
     Column("retired_at", BigInteger, nullable=False),
 )
 Index("tombstones_retired", tombstones.c.retired_at)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, nullable=False),
+    Column("url", Text, comment="NULL: the tenant's one for the URLs that its jobs and bulks name"),
+    Column("events", Integer, nullable=False, comment="Bits by `batchyard.webhooks.Event`"),
+    Column("description", Text, nullable=False),
+    Column("secret", Text, nullable=False),
+    Column("former_secret", Text, comment="Signs too, until `former_until`"),
+    Column("former_until", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("disabled_at", BigInteger),
+    Column("disabled_because", Text),
+    comment="Endpoints. Few: whoever ends a job looks whether its tenant has one",
+)
+Index("webhooks_tenant", webhooks.c.tenant_id)
+_UNNAMED = text("url IS NULL")
+Index("webhooks_named_by_jobs", webhooks.c.tenant_id, unique=True, sqlite_where=_UNNAMED, postgresql_where=_UNNAMED)
+
+job_webhooks = Table(
+    "job_webhooks",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("url", Text, nullable=False),
+    comment="The URL that hears of a job's end; most jobs have no row",
+    sqlite_with_rowid=False,
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("tenant_id", Integer, nullable=False),
+    Column("webhook_id", BigInteger, nullable=False),
+    Column("subject_id", BigInteger, nullable=False, comment="The job or bulk that ended"),
+    Column("event", SmallInteger, nullable=False),
+    Column("url", Text, comment="Where the job or bulk named it; NULL: the endpoint's own"),
+    Column("state", SmallInteger, nullable=False, server_default=text("0"), comment="0 pending, 1 delivered, 2 dead"),
+    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="Fences what is written of one"),
+    Column("created_at", BigInteger, nullable=False, comment="When the job or bulk ended"),
+    Column("due_at", BigInteger, nullable=False, comment="Of the next attempt; during one, when it counts as lost"),
+    Column("ended_at", BigInteger),
+    Column("status", Integer, comment="Of the last answer"),
+    Column("error", Text, comment="Why the last attempt failed"),
+    UniqueConstraint("subject_id", "webhook_id"),
+    comment="The outbox: written in the transaction that ends the job",
+)
+_PENDING = text("state = 0")
+Index(
+    "webhook_deliveries_due",
+    webhook_deliveries.c.webhook_id,
+    webhook_deliveries.c.due_at,
+    sqlite_where=_PENDING,
+    postgresql_where=_PENDING,
+)
+Index("webhook_deliveries_tenant", webhook_deliveries.c.tenant_id, webhook_deliveries.c.id)

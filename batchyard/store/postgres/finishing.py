@@ -13,9 +13,15 @@ from batchyard.store.postgres.arrays import NO_INT8S, byteas, int4s, int8s
 from batchyard.store.postgres.session import ConnectionLost, Session, int8
 from batchyard.store.postgres.statement import BUCKET, NOW, Statement
 from batchyard.store.views import ERROR, dump_error
+from batchyard.webhooks import FIRST_TERMINAL
 
-_GIVEN = f"""
-WITH clock AS MATERIALIZED (SELECT {NOW} AS now),
+_CLOCK = f"""
+WITH clock AS MATERIALIZED (SELECT {NOW} AS now"""
+
+# Without a time nothing is moved.
+_UNLESS_HEARD = " WHERE NOT EXISTS (SELECT FROM webhooks WHERE disabled_at IS NULL)"
+
+_GIVEN = f"""),
 given AS MATERIALIZED (
     SELECT * FROM unnest(
         %(ids)s, %(attempts)s, %(states)s, %(formats)s, %(bodies)s, %(costs)s, %(device)s, %(retry)s
@@ -85,14 +91,47 @@ flushed AS (
     SELECT bulk_id, string_agg(int8send(id), '') FROM moved WHERE bulk_id IS NOT NULL AND state >= 3 GROUP BY bulk_id
 )"""
 
+# A job's own URL is looked up by its key, whatever the planner knows, and only where its tenant's jobs name any.
+_ANNOUNCED = f""",
+announced AS (
+    INSERT INTO webhook_deliveries (tenant_id, webhook_id, subject_id, event, url, created_at, due_at)
+    SELECT tenant_id, webhook_id, subject_id, event, url, now, now
+    FROM (
+        SELECT w.tenant_id, w.id AS webhook_id, m.id AS subject_id, m.state - {FIRST_TERMINAL} AS event, c.now,
+            w.url IS NULL AS is_named,
+            CASE WHEN w.url IS NULL THEN (SELECT u.url FROM job_webhooks u WHERE u.job_id = m.id) END AS url
+        FROM webhooks w CROSS JOIN clock c JOIN moved m ON m.tenant_id = w.tenant_id
+        WHERE w.disabled_at IS NULL AND m.state >= {FIRST_TERMINAL}
+            AND (w.url IS NULL OR w.events >> (m.state - {FIRST_TERMINAL}) & 1 = 1)
+    ) t
+    WHERE url IS NOT NULL OR NOT is_named
+    ON CONFLICT DO NOTHING
+)"""
+
 _WRITTEN = """
 SELECT CASE WHEN count(*) < cardinality(%(ids)s) THEN ARRAY(SELECT id FROM moved) END FROM moved"""
 
 
 @cache
-def finish(*, bulks: bool, retries: bool) -> Statement:
-    """Writes outcomes; answers with the ids written, or NULL where that is all of them."""
-    return Statement(_GIVEN + (_RESULTS_AGAIN if retries else _RESULTS) + (_FLUSHES if bulks else "") + _WRITTEN)
+def finish(*, bulks: bool, retries: bool, webhooks: bool) -> Statement:
+    """Writes outcomes; answers with the ids written, or NULL where that is all of them.
+
+    Without `webhooks` it has no part for these, whose start alone would cost some jobs' worth, and writes nothing where
+    there are any.
+    """
+    return Statement(
+        "".join(
+            (
+                _CLOCK,
+                "" if webhooks else _UNLESS_HEARD,
+                _GIVEN,
+                _RESULTS_AGAIN if retries else _RESULTS,
+                _FLUSHES if bulks else "",
+                _ANNOUNCED if webhooks else "",
+                _WRITTEN,
+            )
+        )
+    )
 
 
 FINISHED = Statement("""
@@ -107,24 +146,38 @@ _BY_ID = attrgetter("job.id")
 class Finishing(Session):
     """Consumers hand in what became of their jobs."""
 
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        # Only ever becomes true, so any thread may set it; where it is so in vain, the statement is a little slower.
+        self._has_webhooks = False
+
     def finish(self, outcomes: Sequence[Outcome], *, owner: int) -> list[int]:
         """See `JobStore.finish`. Sent again, once, where the connection is lost: the fence makes that harmless."""
         if not outcomes:
             return []
         values = _columns(sorted(outcomes, key=_BY_ID))
         values["owner"] = int8(owner)
+        written = self._finish(outcomes, values, webhooks=self._has_webhooks)
+        if written == [] and not self._has_webhooks:
+            self._has_webhooks = True
+            written = self._finish(outcomes, values, webhooks=True)
+        if written is None:
+            return [outcome.job.id for outcome in outcomes]
+        known = {*written, *(job_id for (job_id,) in self._run(FINISHED, **values))}
+        return list(dict.fromkeys(outcome.job.id for outcome in outcomes if outcome.job.id in known))
+
+    def _finish(self, outcomes: Sequence[Outcome], values: dict[str, Any], *, webhooks: bool) -> list[int] | None:
         statement = finish(
             bulks=any(outcome.job.bulk_id is not None for outcome in outcomes),
             retries=any(outcome.state is State.WAITING or outcome.job.failures for outcome in outcomes),
+            webhooks=webhooks,
         )
         try:
             ((written,),) = self._run(statement, **values)
         except ConnectionLost:
             ((written,),) = self._run(statement, **values)
-        if written is None:
-            return [outcome.job.id for outcome in outcomes]
-        known = {*written, *(job_id for (job_id,) in self._run(FINISHED, **values))}
-        return list(dict.fromkeys(outcome.job.id for outcome in outcomes if outcome.job.id in known))
+        ids: list[int] | None = written
+        return ids
 
 
 def _columns(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class Folding(Session):
         flushed = [{"bulk_id": bulk_id, "job_ids": packed} for bulk_id, packed in pack_flushes(deltas.flushed)]
         if flushed:
             connection.execute(flushes.insert(), flushed)
+        if deltas.ended:
+            self._announce(connection, deltas.ended)
 
     def _sums(self, ledger: Ledger) -> sa.Select[Any]:
         return folded_sums(ledger)

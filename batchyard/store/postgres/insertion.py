@@ -168,12 +168,20 @@ used_payloads AS (
     WHERE n.jobs = 0 GROUP BY n.id, n.tenant_id, n.size, c.now
 )"""
 
+_WEBHOOKS = f""",
+webhooked AS (
+    INSERT INTO job_webhooks (job_id, url)
+    SELECT p.first_id + n * {ID_STRIDE}, w.url
+    FROM unnest(%(hook_ordinal)s, %(hook_url)s) AS w(ordinal, url) JOIN placed p ON p.ordinal = w.ordinal
+        CROSS JOIN LATERAL generate_series(0, p.count - 1) AS n
+)"""
+
 _TAKEN = """
 SELECT now, ARRAY(SELECT ordinal FROM placed) FROM clock"""
 
 
 @cache
-def submit(*, bulks: bool, keys: bool, labels: bool, payloads: bool) -> Statement:
+def submit(*, bulks: bool, keys: bool, labels: bool, payloads: bool, webhooks: bool) -> Statement:
     """Inserts the jobs of many submissions; answers with the time and the ordinals of those taken.
 
     Not taken are those whose bulk is not open, those whose key is known and those that lack a payload. The parts that
@@ -193,6 +201,7 @@ def submit(*, bulks: bool, keys: bool, labels: bool, payloads: bool) -> Statemen
                 _ROWS,
                 _LABELS if labels else "",
                 _REFERENCES if payloads else "",
+                _WEBHOOKS if webhooks else "",
                 _TAKEN,
             )
         )

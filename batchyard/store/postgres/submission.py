@@ -34,6 +34,7 @@ class Submitting(Session):
         """See `JobStore.submit`. One round trip where every submission is taken."""
         if not submissions:
             return []
+        self._expect_webhooks(one.tenant_id for one in submissions if one.webhook is not None)
         group = self._with_ids(submissions)
         try:
             return self._submit(group)
@@ -70,15 +71,20 @@ class Submitting(Session):
         Safe to send twice, because the ids are this call's own: what the first time committed is found by them.
         """
         refers = any(submission.payloads for submission, _ in group)
+        hooks = [(place, sub.webhook) for place, (sub, _) in enumerate(group) if sub.webhook is not None]
         statement = insertion.submit(
             bulks=any(submission.bulk_id is not None for submission, _ in group),
             keys=any(submission.idempotency_key is not None for submission, _ in group),
             labels=any(submission.labels for submission, _ in group),
             payloads=refers,
+            webhooks=bool(hooks),
         )
         values = _columns(group)
         if refers:
             values |= _references(group)
+        if hooks:
+            values["hook_ordinal"] = int8s([place for place, _ in hooks])
+            values["hook_url"] = optional_texts([url for _, url in hooks])
         try:
             ((now_ms, places),) = self._run(statement, **values)
         except ConnectionLost:

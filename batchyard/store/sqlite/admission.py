@@ -12,7 +12,7 @@ from batchyard.store.bulks import idempotency_conflict, sealed_bulk, unknown_bul
 from batchyard.store.deltas import Deltas
 from batchyard.store.payloads import missing_payload
 from batchyard.store.sqlite.inserts import Group, Packed, insert_group, like, pack
-from batchyard.store.sqlite.references import named_payloads, refer
+from batchyard.store.sqlite.references import name_webhooks, named_payloads, refer
 
 encode = msgspec.json.encode
 
@@ -102,6 +102,7 @@ def submit(
     _remember_keys(raw, submissions, first_with, first_ids, now_ms=now_ms)
     if payloads:
         refer(raw, submissions, first_ids, payloads, now_ms=now_ms, deltas=deltas)
+    name_webhooks(raw, submissions, first_ids)
     for place, first_id in first_ids.items():
         answers[place] = _accepted(first_id, len(submissions[place].inputs), now_ms)
     return [answers[p] or _second(submissions[p], answers, first_with) for p in range(len(submissions))]

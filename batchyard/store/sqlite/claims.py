@@ -7,7 +7,7 @@ from partial indexes, which it would prefer on tables that were never analysed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import accumulate, repeat
 from operator import itemgetter
@@ -84,6 +84,10 @@ STANDING = """
 SELECT json_group_array(json_array(id, state, attempt, owner, cancel_requested))
 FROM jobs WHERE id IN (SELECT value FROM json_each(?))
 """
+
+
+LISTENING = "SELECT json_group_array(DISTINCT tenant_id) FROM webhooks WHERE disabled_at IS NULL"
+"""Tenants with a webhook."""
 
 
 class Candidates(NamedTuple):
@@ -276,6 +280,11 @@ def pack_results(outcomes: Sequence[Outcome], *, owner: int) -> list[tuple[str, 
         statement = ("INSERT OR REPLACE" if replaces else "INSERT") + _RESULTS
         packed.append((statement, (format_, b"".join(bodies), attempt, owner, encode(rows).decode())))
     return packed
+
+
+def ended(outcomes: Sequence[Outcome], tenants: Collection[int]) -> list[int]:
+    """The jobs of these tenants that outcomes end."""
+    return [o.job.id for o in outcomes if o.state.is_terminal and o.job.tenant_id in tenants]
 
 
 def count_outcomes(outcomes: Sequence[Outcome], *, now_ms: int, deltas: Deltas) -> None:

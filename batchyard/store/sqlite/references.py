@@ -1,4 +1,5 @@
-"""What submissions refer to: their payloads, looked up, counted and kept; inside SQLite's one write transaction."""
+"""What submissions refer to: their payloads, looked up, counted and kept, and their webhooks; inside SQLite's one write
+transaction."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ _REFER = "INSERT INTO job_payloads (job_id, payload_id) SELECT value ->> 0, valu
 _COUNT = """
 UPDATE payloads SET jobs = jobs + (e.value ->> 1) FROM json_each(?) e WHERE payloads.id = e.value ->> 0
 """
+_WEBHOOKS = "INSERT INTO job_webhooks (job_id, url) SELECT value ->> 0, value ->> 1 FROM json_each(?)"
 
 
 class Named(NamedTuple):
@@ -60,3 +62,14 @@ def refer(
         payload = payloads[payload_id]
         if payload.jobs == 0:
             deltas.use(tenant_id=payload.tenant_id, queue_id=queue_id, now_ms=now_ms, input_bytes=payload.size)
+
+
+def name_webhooks(raw: Any, submissions: Sequence[Submission], first_ids: Mapping[int, int]) -> None:
+    """Keep the URLs that hear of the new jobs; `first_ids` as above. No statement where there are none."""
+    rows: list[tuple[int, str]] = []
+    for place, first_id in first_ids.items():
+        if (url := submissions[place].webhook) is not None:
+            ids = range(first_id, first_id + len(submissions[place].inputs) * ID_STRIDE, ID_STRIDE)
+            rows.extend((job_id, url) for job_id in ids)
+    if rows:
+        raw.execute(_WEBHOOKS, (encode(rows).decode(),))

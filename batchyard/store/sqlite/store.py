@@ -124,6 +124,8 @@ class SqliteStore(Reads):
 
     def _record(self, connection: sa.Connection, deltas: Deltas) -> None:
         self._record_raw(connection.connection.driver_connection, deltas)
+        if deltas.ended:
+            self._announce(connection, deltas.ended)
 
     def _record_raw(self, raw: Any, deltas: Deltas) -> None:
         """Writers are serial here: deltas go straight into their sums, and a flush's number is its id."""
@@ -141,6 +143,7 @@ class SqliteStore(Reads):
         if not submissions:
             return []
         self._prepare_ids()
+        self._expect_webhooks(one.tenant_id for one in submissions if one.webhook is not None)
         packed = admission.pack_large(submissions)
         deltas = Deltas()
         with self._file.writing() as handle:
@@ -199,6 +202,9 @@ class SqliteStore(Reads):
             deltas = Deltas()
             claims.count_outcomes(writable, now_ms=now_ms, deltas=deltas)
             self._record_raw(handle.raw, deltas)
+            (tenants,) = handle.raw.execute(claims.LISTENING).fetchone()
+            if tenants != "[]":
+                self._announce(handle.core, claims.ended(writable, set(decode(tenants))))
         if writable is outcomes:
             return [outcome.job.id for outcome in outcomes]
         written.update(outcome.job.id for outcome in writable)
