@@ -229,6 +229,22 @@ class AsyncClient:
         """Every pool with its consumers."""
         return await self._run(calls.pools(patience=self._patience()))
 
+    async def pin_pool(self, name: str, *, replicas: int) -> schemas.Pool:
+        """Fix the number of a pool's consumers by hand, at most its max."""
+        return await self._run(calls.pin_pool(name, replicas=replicas, patience=self._patience()))
+
+    async def unpin_pool(self, name: str) -> schemas.Pool:
+        """Let the scaler decide again."""
+        return await self._run(calls.steer_pool(name, "unpin", patience=self._patience()))
+
+    async def pause_pool(self, name: str) -> schemas.Pool:
+        """Let all consumers of a pool drain, and start none."""
+        return await self._run(calls.steer_pool(name, "pause", patience=self._patience()))
+
+    async def resume_pool(self, name: str) -> schemas.Pool:
+        """Let a pool have consumers again."""
+        return await self._run(calls.steer_pool(name, "resume", patience=self._patience()))
+
     async def status(self) -> schemas.Status:
         """The whole system at one moment: queues, pools, consumers, broker and database."""
         return await self._run(calls.status(patience=self._patience()))

@@ -252,6 +252,22 @@ class Client:
         """Every pool with its consumers."""
         return self._run(calls.pools(patience=self._patience()))
 
+    def pin_pool(self, name: str, *, replicas: int) -> schemas.Pool:
+        """Fix the number of a pool's consumers by hand, at most its max."""
+        return self._run(calls.pin_pool(name, replicas=replicas, patience=self._patience()))
+
+    def unpin_pool(self, name: str) -> schemas.Pool:
+        """Let the scaler decide again."""
+        return self._run(calls.steer_pool(name, "unpin", patience=self._patience()))
+
+    def pause_pool(self, name: str) -> schemas.Pool:
+        """Let all consumers of a pool drain, and start none."""
+        return self._run(calls.steer_pool(name, "pause", patience=self._patience()))
+
+    def resume_pool(self, name: str) -> schemas.Pool:
+        """Let a pool have consumers again."""
+        return self._run(calls.steer_pool(name, "resume", patience=self._patience()))
+
     def status(self) -> schemas.Status:
         """The whole system at one moment: queues, pools, consumers, broker and database."""
         return self._run(calls.status(patience=self._patience()))

@@ -11,10 +11,11 @@ from batchyard import results, schemas
 from batchyard.catalog import QueueLoad
 from batchyard.explain import outlook
 from batchyard.jobs import State, format_id
+from batchyard.pool_figures import HOUR_MS
 from batchyard.results import TensorRendering
 from batchyard.schemas import optional_rfc3339, rfc3339
 from batchyard.settings import PoolSettings
-from batchyard.store.base import BulkView, ConsumerInfo, JobView, ModelVersion, PoolDecision
+from batchyard.store.base import BulkView, ConsumerInfo, JobView, ModelVersion, PoolDecision, SpendRow
 
 MEDIA_MSGPACK = "application/msgpack"
 
@@ -137,12 +138,29 @@ def decision(made: PoolDecision, *, now_ms: int) -> schemas.PoolScale:
         pool=made.pool,
         replicas=made.replicas,
         live=made.live,
+        rule=made.rule,
         reason=made.reason,
         decided_at=rfc3339(made.decided_at_ms),
         age_seconds=made.age_seconds(now_ms=now_ms),
         stale=made.is_stale(now_ms=now_ms),
         backlog_jobs=made.backlog_jobs,
         backlog_seconds=made.backlog_seconds,
+        binding_deadline=optional_rfc3339(made.binding_deadline_ms),
+        unmeetable_jobs=made.unmeetable_jobs,
+        zones=dict(made.zones),
+    )
+
+
+def spend(rows: Sequence[SpendRow], *, pool: PoolSettings, now_ms: int) -> schemas.Spend:
+    """What a pool cost; `rows` are those of the month, of all pools."""
+    mine = [row for row in rows if row.pool == pool.name]
+    hour = [row for row in mine if row.hour == now_ms // HOUR_MS]
+    is_priced = pool.price_per_hour is not None
+    return schemas.Spend(
+        hours_this_hour=round(sum(row.replica_seconds for row in hour) / 3600, 4),
+        hours_this_month=round(sum(row.replica_seconds for row in mine) / 3600, 4),
+        dollars_this_hour=round(sum(row.dollars for row in hour), 4) if is_priced else None,
+        dollars_this_month=round(sum(row.dollars for row in mine), 4) if is_priced else None,
     )
 
 

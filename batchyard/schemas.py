@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -35,11 +35,15 @@ Label = Annotated[str, Meta(min_length=1, max_length=128)]
 Labels = Annotated[list[Label], Meta(max_length=32)]
 CustomId = Annotated[str, Meta(min_length=1, max_length=256)]
 Wait = Annotated[float, Meta(ge=0)]
+KeyLife = Annotated[float, Meta(gt=0, le=100 * 366 * 24 * 3600)]
 LaneWord = Literal["firm", "tolerant"]
 StateWord = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "expired"]
 DeadWord = Literal["failed", "expired", "cancelled"]
 Moment = Annotated[datetime, Meta(tz=True)]
 """RFC 3339, with an offset."""
+ID_PATTERN = "^[0-7][0-9a-f]{15}$"
+Rules = dict[str, Any]
+"""JSON Schema of what members must hold together; `rules` of a struct say it to readers of the document alone."""
 
 
 # --- jobs: requests -------------------------------------------------------------------------------------------------
@@ -66,6 +70,16 @@ class JobsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     custom_ids: list[CustomId | None] | None = None
     """One per input; with `inputs` only."""
 
+    rules: ClassVar[Rules] = {
+        "oneOf": [
+            {"required": ["input"], "properties": {"inputs": False, "custom_ids": {"type": "null"}}},
+            {
+                "required": ["inputs"],
+                "properties": {"input": False, "inputs": {"minItems": 1}, "custom_id": {"type": "null"}},
+            },
+        ]
+    }
+
 
 class LookupRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """POST /v1/jobs/lookup: many jobs at once."""
@@ -85,6 +99,13 @@ class JobPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     priority: Priority | None = None
     deadline_seconds: Seconds | None = None
     """From now."""
+
+    rules: ClassVar[Rules] = {
+        "anyOf": [
+            {"required": ["priority"], "properties": {"priority": {"type": "integer"}}},
+            {"required": ["deadline_seconds"], "properties": {"deadline_seconds": {"type": "number"}}},
+        ]
+    }
 
 
 class RedriveOne(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -120,6 +141,14 @@ class RedriveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
     """With `where`: how many jobs in this step."""
     after: str | None = None
     """With `where`: the `next` of the step before."""
+
+    rules: ClassVar[Rules] = {
+        "oneOf": [
+            {"required": ["ids"], "properties": {"ids": {"type": "array"}, "where": {"type": "null"}}},
+            {"required": ["where"], "properties": {"where": {"type": "object"}, "ids": {"type": "null"}}},
+        ],
+        "properties": {"after": {"pattern": ID_PATTERN}},
+    }
 
 
 # --- jobs: answers --------------------------------------------------------------------------------------------------
@@ -290,6 +319,8 @@ class BulkChunk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     custom_ids: list[CustomId | None] | None = None
     """One per input."""
 
+    rules: ClassVar[Rules] = {"properties": {"inputs": {"minItems": 1}}}
+
 
 class BulkLine(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line of a chunk sent as NDJSON (`application/x-ndjson`)."""
@@ -444,6 +475,28 @@ class Pool(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Of one consumer, in dollars; absent where it is not known."""
     consumers: list[Consumer] = []
     decision: PoolScale | None = None
+    pinned: int | None = None
+    """Replicas that someone fixed by hand."""
+    paused: bool = False
+    """By hand: no replicas are wanted."""
+    spent: Spend | None = None
+
+
+class PinRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/pools/{pool}/pin."""
+
+    replicas: Annotated[int, Meta(ge=0, le=100_000)]
+
+
+class Spend(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a pool's consumers took, as far as it is counted: every few seconds, in hours and months of UTC."""
+
+    hours_this_hour: float
+    """Of consumers' time."""
+    hours_this_month: float
+    dollars_this_hour: float | None = None
+    """Absent where the pool has no price."""
+    dollars_this_month: float | None = None
 
 
 class PoolScale(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -454,6 +507,8 @@ class PoolScale(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Wanted."""
     live: int
     """Starting or ready when it was decided."""
+    rule: str = ""
+    """What decided, as one word: `deadline`, `hold`, `idle`, `spot`, `budget`, `pinned` and the like."""
     reason: str
     decided_at: str
     age_seconds: float
@@ -462,6 +517,12 @@ class PoolScale(msgspec.Struct, kw_only=True, omit_defaults=True):
     backlog_jobs: int = 0
     backlog_seconds: float | None = None
     """Of one consumer's time; absent while a model's speed is unknown."""
+    binding_deadline: str | None = None
+    """The deadline that asked for the most replicas, to the minute."""
+    unmeetable_jobs: int = 0
+    """Due before any replica that is not there yet could help."""
+    zones: dict[str, int] = {}
+    """Of a spot pool: replicas wanted in each zone."""
 
 
 class PoolList(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -554,7 +615,7 @@ class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     scopes: Annotated[list[Literal["jobs", "admin", "metrics", "scale"]], Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["jobs"]
     )
-    expires_in_seconds: Annotated[float, Meta(gt=0)] | None = None
+    expires_in_seconds: KeyLife | None = None
     """Never, where not given."""
 
 
@@ -563,7 +624,7 @@ class KeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
     overlap_seconds: Annotated[float, Meta(ge=0, le=30 * 24 * 3600)] = 24 * 3600.0
     """How long the old key stays valid beside the new one."""
-    expires_in_seconds: Annotated[float, Meta(gt=0)] | None = None
+    expires_in_seconds: KeyLife | None = None
     """Of the new key; where not given, as long as the old one was meant to live."""
 
 
@@ -619,7 +680,9 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Of the faulty input in a call with several."""
     errors: list[InputFault] | None = None
     """The first few faults, where there are several."""
-    limit: int | None = None
+    limit: int | float | None = None
+    limit_name: str | None = None
+    """Which of the tenant's limits."""
     allowed: list[str] | None = None
     nearest: str | None = None
 

@@ -22,12 +22,13 @@ from batchyard.jobs import Lane, State, format_id
 from batchyard.keda import DESIRED_REPLICAS
 from batchyard.logs import configure_logging as configure_logging  # noqa: PLC0414  the two are set up together
 from batchyard.logs import log_event as log_event  # noqa: PLC0414
+from batchyard.pool_figures import first_hour_of_month, quantile
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.metrics_core import Metric
 
-    from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision
+    from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision, PoolOverride, SpendRow
 
 _log = logging.getLogger(__name__)
 
@@ -257,6 +258,9 @@ class _Readable(Protocol):
     def oldest_queued_ms(self) -> dict[int, int]: ...
     def consumers(self) -> list[ConsumerInfo]: ...
     def decisions(self) -> list[PoolDecision]: ...
+    def overrides(self) -> dict[str, PoolOverride]: ...
+    def spent(self, *, since_hour: int) -> list[SpendRow]: ...
+    def learned(self, *names: str) -> dict[str, Any]: ...
 
 
 class StoreCollector:
@@ -285,7 +289,12 @@ class StoreCollector:
         yield from _backlog(models, self._store.backlog())
         yield from _queues(models, oldest_ms=self._store.oldest_queued_ms(), now_ms=self._store.now_ms())
         yield _population(consumers)
-        yield _desired(self._store.decisions(), now_ms=self._store.now_ms())
+        now_ms = self._store.now_ms()
+        yield from _decided(self._store.decisions(), now_ms=now_ms)
+        yield _set_by_hand(self._store.overrides())
+        yield from _spent(self._store.spent(since_hour=first_hour_of_month(now_ms)))
+        yield from _preemptions(consumers)
+        yield from _learned(self._store.learned("starts", "speeds"))
         yield from reemit(
             (
                 {"consumer": format_id(consumer.id), "pool": consumer.pool},
@@ -359,14 +368,106 @@ def _population(consumers: Iterable[ConsumerInfo]) -> Metric:
     return family
 
 
-def _desired(decisions: Iterable[PoolDecision], *, now_ms: int) -> Metric:
+def _decided(decisions: Iterable[PoolDecision], *, now_ms: int) -> Iterator[Metric]:
+    """What was decided, and upon what; nothing of a pool whose decision is stale."""
     from prometheus_client.core import GaugeMetricFamily
 
-    family = GaugeMetricFamily(DESIRED_REPLICAS, "Replicas decided for a pool; absent once stale", labels=("pool",))
+    labels = ("pool",)
+    desired = GaugeMetricFamily(DESIRED_REPLICAS, "Replicas decided for a pool; absent once stale", labels=labels)
+    rules = GaugeMetricFamily(
+        "batchyard_decision_rule", "1 with the rule that decided about a pool", labels=("pool", "rule")
+    )
+    due = GaugeMetricFamily(
+        "batchyard_binding_deadline_seconds",
+        "Until the deadline that asked for the most replicas; absent without one",
+        labels=labels,
+    )
+    late = GaugeMetricFamily(
+        "batchyard_unmeetable_jobs", "Due before any replica that is not there yet could help", labels=labels
+    )
+    work = GaugeMetricFamily(
+        "batchyard_pool_backlog_seconds", "Of one consumer's time, as far as speeds are known", labels=labels
+    )
     for made in decisions:
-        if not made.is_stale(now_ms=now_ms):
-            family.add_metric((made.pool,), made.replicas)
+        if made.is_stale(now_ms=now_ms):
+            continue
+        key = (made.pool,)
+        desired.add_metric(key, made.replicas)
+        rules.add_metric((made.pool, made.rule or "unknown"), 1)
+        late.add_metric(key, made.unmeetable_jobs)
+        if made.binding_deadline_ms is not None:
+            due.add_metric(key, (made.binding_deadline_ms - now_ms) / 1000)
+        if made.backlog_seconds is not None:
+            work.add_metric(key, made.backlog_seconds)
+    yield from (desired, rules, due, late, work)
+
+
+def _set_by_hand(overrides: Mapping[str, PoolOverride]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(
+        "batchyard_pool_override", "1 where a pool is paused or pinned by hand", labels=("pool", "kind")
+    )
+    for name, override in overrides.items():
+        family.add_metric((name, "paused"), float(override.is_paused))
+        family.add_metric((name, "pinned"), float(override.pinned is not None))
     return family
+
+
+def _spent(rows: Iterable[SpendRow]) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        entry = sums.setdefault(row.pool, [0.0, 0.0])
+        entry[0] += row.replica_seconds
+        entry[1] += row.dollars
+    seconds = GaugeMetricFamily("batchyard_pool_replica_seconds", "Of consumers, this month (UTC)", labels=("pool",))
+    dollars = GaugeMetricFamily(
+        "batchyard_pool_cost_dollars", "Of consumers, this month (UTC), at the pools' prices", labels=("pool",)
+    )
+    for pool, (took, cost) in sums.items():
+        seconds.add_metric((pool,), took)
+        dollars.add_metric((pool,), cost)
+    yield seconds
+    yield dollars
+
+
+def _preemptions(consumers: Iterable[ConsumerInfo]) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family = GaugeMetricFamily(
+        "batchyard_preempted_consumers",
+        "Consumers that were preempted, of those there and those that left within the last hour",
+        labels=("pool", "zone"),
+    )
+    lost = Tally((info.pool, info.zone) for info in consumers if info.preempted_at_ms is not None)
+    for key, number in lost.items():
+        family.add_metric(key, number)
+    yield family
+
+
+def _learned(learned: Mapping[str, Any]) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    starts = GaugeMetricFamily(
+        "batchyard_cold_start_seconds",
+        "From the decision to start a consumer until it was ready, of recent starts",
+        labels=("pool", "quantile"),
+    )
+    for pool, seconds in learned.get("starts", {}).items():
+        for share in (0.5, 0.9):
+            starts.add_metric((pool, f"{share:g}"), quantile(seconds, share))
+    speeds = GaugeMetricFamily(
+        "batchyard_seconds_per_unit",
+        "Of cost, by class of hardware: median of what consumers measured last",
+        labels=("model", "hardware"),
+    )
+    for key, told in learned.get("speeds", {}).items():
+        model, _, hardware = key.partition(" ")
+        speeds.add_metric((model, hardware), quantile(list(told.values()), 0.5))
+    yield starts
+    yield speeds
 
 
 # --- consumers' metrics, by way of their heartbeats -----------------------------------------------------------------

@@ -22,6 +22,7 @@ OWN = {
     "status": "batchyard.cli.status:status",
     "top": "batchyard.cli.top:top",
     "models": "batchyard.cli.models:models",
+    "pools": "batchyard.cli.pools:pools",
     "pause": "batchyard.cli.models:pause",
     "resume": "batchyard.cli.models:resume",
     "redrive": "batchyard.cli.redrive:redrive",

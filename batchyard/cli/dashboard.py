@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchyard import schemas
-from batchyard.cli.figures import count, percent, rate, seconds
+from batchyard.cli.figures import count, money, percent, rate, seconds
 
 LIVE = {"starting", "ready", "draining"}
 
@@ -100,30 +100,45 @@ def pools_table(pools: Iterable[schemas.Pool]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("pool", "capacity", "device", "models"):
         table.add_column(name)
-    for name in ("live", "min", "max"):
+    for name in ("live", "min", "max", "this month"):
         table.add_column(name, justify="right")
     table.add_column("decision")
     for pool in pools:
-        live = sum(consumer.state in LIVE for consumer in pool.consumers)
         table.add_row(
             pool.name,
             pool.capacity,
             pool.device,
             " ".join(pool.models),
-            str(live),
+            str(sum(is_live(consumer) for consumer in pool.consumers)),
             str(pool.min),
             str(pool.max),
-            _decision(pool.decision),
+            "–" if pool.spent is None else cost(pool.spent.dollars_this_month, pool.spent.hours_this_month),
+            decision_text(pool),
         )
     return table
 
 
-def _decision(made: schemas.PoolScale | None) -> Text:
-    """What a scaler wants of the pool; a stale one is nobody's word any more."""
+def is_live(consumer: schemas.Consumer) -> bool:
+    return consumer.state in LIVE
+
+
+def cost(dollars: float | None, consumer_hours: float) -> str:
+    """Money where there is a price, else hours of consumers."""
+    return f"{consumer_hours:,.2f} h" if dollars is None else money(dollars)
+
+
+def decision_text(pool: schemas.Pool) -> Text:
+    """What a scaler wants of the pool and why, with what people fixed; a stale decision is nobody's word any more."""
+    made, fixed = pool.decision, ""
+    if pool.paused or pool.pinned is not None:
+        fixed = "paused" if pool.paused else f"pinned to {pool.pinned}"
     if made is None:
-        return Text("")
-    text = f"{made.replicas}: {made.reason} ({seconds(made.age_seconds)} ago)"
-    return Text(f"stale: {text}", style="yellow") if made.stale else Text(text)
+        return Text(fixed, style="yellow")
+    rule = f"{made.rule}: " if made.rule else ""
+    text = f"{made.replicas}: {rule}{made.reason} ({seconds(made.age_seconds)} ago)"
+    if made.stale:
+        return Text(f"stale: {text}", style="yellow")
+    return Text(text, style="red" if made.unmeetable_jobs else "yellow" if fixed else "")
 
 
 def consumers_table(consumers: Iterable[schemas.Consumer]) -> Table:

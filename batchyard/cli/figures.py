@@ -42,5 +42,9 @@ def seconds(value: float | None) -> str:
     return f"{whole} s"
 
 
+def money(dollars: float) -> str:
+    return f"${dollars:,.2f}" if dollars >= 0.995 or not dollars else f"${dollars:.4f}"
+
+
 def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.0f} %"

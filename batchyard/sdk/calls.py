@@ -334,6 +334,17 @@ def pools(*, patience: Patience) -> Steps[list[schemas.Pool]]:
     return decode(response, schemas.PoolList).pools
 
 
+def pin_pool(name: str, *, replicas: int, patience: Patience) -> Steps[schemas.Pool]:
+    body = JSON_ENCODER.encode(schemas.PinRequest(replicas=replicas))
+    request = Request(method="POST", path=f"/v1/pools/{quote(name, safe='')}/pin", body=body)
+    return decode((yield from call(request, patience)), schemas.Pool)
+
+
+def steer_pool(name: str, verb: Literal["unpin", "pause", "resume"], *, patience: Patience) -> Steps[schemas.Pool]:
+    request = Request(method="POST", path=f"/v1/pools/{quote(name, safe='')}/{verb}")
+    return decode((yield from call(request, patience)), schemas.Pool)
+
+
 def status(*, patience: Patience) -> Steps[schemas.Status]:
     response = yield from call(Request(method="GET", path="/v1/status"), patience)
     return decode(response, schemas.Status)

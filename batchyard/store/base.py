@@ -373,8 +373,8 @@ class JobStore(Protocol):
     def spent(self, *, since_hour: int) -> list[SpendRow]:
         """By pool and hour, ascending."""
 
-    def learned(self) -> dict[str, Any]:
-        """What scalers noted, by name."""
+    def learned(self, *names: str) -> dict[str, Any]:
+        """What scalers noted, by name: all of it, or what is named and exists."""
 
     # --- payloads ---
 

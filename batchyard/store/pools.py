@@ -72,10 +72,11 @@ class Pools(SqlStore):
             for row in rows
         ]
 
-    def learned(self) -> dict[str, Any]:
+    def learned(self, *names: str) -> dict[str, Any]:
         """See `JobStore.learned`."""
+        wanted = select(learned).where(learned.c.name.in_(names)) if names else select(learned)
         with self._reading() as connection:
-            rows = connection.execute(select(learned)).all()
+            rows = connection.execute(wanted).all()
         return {row.name: json.loads(row.value) for row in rows}
 
 

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from batchyard import telemetry
 from batchyard.jobs import Lane, State
 from batchyard.keda import DESIRED_REPLICAS
-from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision
+from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision, PoolOverride, SpendRow
 
 
 def shown(registry: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -142,6 +142,8 @@ class Store:
                 started_at_ms=0,
                 ready_at_ms=0,
                 lease_until_ms=0,
+                zone="a" if state == "dead" else "",
+                preempted_at_ms=5 if state == "dead" else None,
             )
             for number, state in ((1, "ready"), (2, "dead"))
         ]
@@ -149,10 +151,55 @@ class Store:
     def decisions(self) -> list[PoolDecision]:
         return [
             PoolDecision(
-                pool=pool, replicas=4, live=1, reason="x", backlog_jobs=0, backlog_seconds=None, decided_at_ms=at
+                pool=pool,
+                replicas=4,
+                live=1,
+                rule="deadline",
+                reason="x",
+                backlog_jobs=0,
+                backlog_seconds=9.0,
+                binding_deadline_ms=40_000,
+                unmeetable_jobs=2,
+                decided_at_ms=at,
             )
             for pool, at in (("fresh", 10_000), ("stale", 10_000 - 61_000))
         ]
+
+    def overrides(self) -> dict[str, PoolOverride]:
+        return {"p": PoolOverride(pool="p", pinned=2)}
+
+    def spent(self, *, since_hour: int) -> list[SpendRow]:
+        return [SpendRow(pool="p", hour=hour, replica_seconds=60.0, dollars=0.25) for hour in (1, 2)]
+
+    def learned(self, *names: str) -> dict[str, Any]:
+        return {"starts": {"p": [5.0, 7.0, 30.0]}, "speeds": {"m@1 cpu": {"a": 0.5, "b": 0.7}}}
+
+
+def test_what_pools_cost_and_what_was_learned_of_them_is_shown() -> None:
+    registry = telemetry.new_registry()
+    registry.register(telemetry.StoreCollector(Store()))
+    samples = shown(registry)
+    pool = ("pool", "p")
+    assert samples["batchyard_pool_override", (("kind", "pinned"), pool)] == 1
+    assert samples["batchyard_pool_override", (("kind", "paused"), pool)] == 0
+    assert samples["batchyard_pool_replica_seconds", (pool,)] == 120
+    assert samples["batchyard_pool_cost_dollars", (pool,)] == 0.5
+    assert samples["batchyard_preempted_consumers", (pool, ("zone", "a"))] == 1
+    assert samples["batchyard_cold_start_seconds", (pool, ("quantile", "0.5"))] == 7
+    assert samples["batchyard_cold_start_seconds", (pool, ("quantile", "0.9"))] == 30
+    assert samples["batchyard_seconds_per_unit", (("hardware", "cpu"), ("model", "m@1"))] == 0.5
+
+
+def test_why_a_pool_has_its_size_is_shown_while_it_is_fresh() -> None:
+    registry = telemetry.new_registry()
+    registry.register(telemetry.StoreCollector(Store()))
+    samples = shown(registry)
+    fresh = ("pool", "fresh")
+    assert samples["batchyard_decision_rule", (fresh, ("rule", "deadline"))] == 1
+    assert samples["batchyard_binding_deadline_seconds", (fresh,)] == 30
+    assert samples["batchyard_unmeetable_jobs", (fresh,)] == 2
+    assert samples["batchyard_pool_backlog_seconds", (fresh,)] == 9
+    assert not [labels for _, labels in samples if ("pool", "stale") in labels]
 
 
 def test_the_store_is_read_at_a_scrape() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from batchyard.jobs import BUCKET_MS
+from batchyard.pool_figures import HOUR_MS
 from batchyard_scaler.policy.records import Due
 
-HOUR_MS = 3_600_000
 DAY_HOURS = 24
 FADE = 0.3
 """Weight of the newest day, once there are some."""

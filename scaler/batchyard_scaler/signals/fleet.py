@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from batchyard.jobs import Lane
+from batchyard.pool_figures import first_hour_of_month
 from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import ConsumerInfo, JobStore, ModelVersion, PoolOverride, SpendRow
 from batchyard_scaler.policy.records import Demand, Due, Fleet, Pool
@@ -15,7 +16,7 @@ from batchyard_scaler.signals.demand import Waiting, demand_of, waiting_by_queue
 from batchyard_scaler.signals.replicas import LIVE, Business, Zones, replicas_of
 from batchyard_scaler.signals.schedule import limits_at
 from batchyard_scaler.signals.speeds import Speeds
-from batchyard_scaler.signals.spending import budget_left, first_hour_of_month, spent_since
+from batchyard_scaler.signals.spending import budget_left, spent_since
 from batchyard_scaler.signals.starts import Starts
 
 KEEP_MS = 15_000

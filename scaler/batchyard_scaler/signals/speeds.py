@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from batchyard.pool_figures import quantile
 from batchyard.settings import PoolSettings
 from batchyard.store.base import ConsumerInfo, ModelVersion
-from batchyard_scaler.signals.quantile import quantile
 
 KEPT = 20
 """Consumers whose last word counts, of a model and class."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import calendar
-import datetime as dt
 from collections.abc import Iterable, Mapping
 
+from batchyard.pool_figures import HOUR_MS
 from batchyard.settings import BudgetSettings, PoolSettings
 from batchyard.store.base import ConsumerInfo, SpendRow
 from batchyard_scaler.policy.records import Budget
 
-HOUR_MS = 3_600_000
 AWAY = {"gone", "dead"}
 CATCH_UP_MS = HOUR_MS
 """Consumers that left are known for an hour: what was not counted by then is lost."""
@@ -37,12 +35,6 @@ def spent_since(
 
 def _price(pool: PoolSettings | None) -> float:
     return 0.0 if pool is None or pool.price_per_hour is None else pool.price_per_hour
-
-
-def first_hour_of_month(now_ms: int) -> int:
-    """Of the calendar month in UTC, as whole hours since the epoch."""
-    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
-    return calendar.timegm((now.year, now.month, 1, 0, 0, 0)) // 3600
 
 
 def budget_left(limits: BudgetSettings, rows: Iterable[SpendRow], *, now_ms: int) -> Budget:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
+from batchyard.pool_figures import quantile
 from batchyard.store.base import ConsumerInfo, ModelVersion
-from batchyard_scaler.signals.quantile import quantile
 
 KEPT = 50
 """Starts of a pool that are remembered."""

@@ -53,6 +53,7 @@ def test_spend_adds_up_by_hour_and_what_was_learned_is_replaced(store: JobStore)
     assert store.spent(since_hour=10) == [SpendRow(pool="gpu", hour=10, replica_seconds=120.0, dollars=1.0), later]
     assert store.spent(since_hour=11) == [later]
     assert store.learned() == {"speed": {"m": [1.5]}, "until": 6}
+    assert store.learned("until", "unknown") == {"until": 6}
 
 
 def test_arrivals_never_fall(yard: Yard) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from batchyard import schemas
-from batchyard.cli.dashboard import dashboard
+from batchyard.cli.dashboard import cost, dashboard
 from batchyard.cli.figures import rate, seconds
 from batchyard.cli.models import state_of
 from batchyard.cli.supervisor import describe, headline
@@ -45,7 +45,7 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         consumers=[consumer],
         decision=decision,
     )
-    stale = msgspec.structs.replace(decision, age_seconds=3725.0, stale=True)
+    stale = msgspec.structs.replace(decision, age_seconds=3725.0, stale=True, rule="hold")
     left = msgspec.structs.replace(pool, name="left", decision=stale)
     queue = schemas.QueueStatus(
         model="minilm@1", lane="tolerant", queued=1234567, waiting=1, running=2, consumers=1, jobs_per_second=270.6
@@ -68,7 +68,16 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
     for words in ("1,234,567", "271/s", "97 %", "bad@1 cannot be loaded: no such file", "31.5", "1,024", "3.50 ms"):
         assert words in shown
     assert "  2: 9 jobs (3.0 s ago)" in shown
-    assert "  stale: 2: 9 jobs (1 h 2 min ago)" in shown
+    assert "  stale: 2: hold: 9 jobs (1 h 2 min ago)" in shown
+
+
+def test_what_a_pool_cost_is_shown_in_money_or_else_in_hours() -> None:
+    assert [cost(12.345, 3.0), cost(0.0123, 3.0), cost(0.0, 3.0), cost(None, 1234.5)] == [
+        "$12.35",
+        "$0.0123",
+        "$0.00",
+        "1,234.50 h",
+    ]
 
 
 def shown_with_old_load_error(*, loaded: bool, consumers: int = 1, starting: int = 0) -> str:

@@ -13,8 +13,9 @@ import pytest
 from batchyard.errors import Unavailable
 from batchyard.jobs import format_id
 from batchyard.keda import SCALE_PATH, SCALE_VALUE
+from batchyard.schemas import rfc3339
 from batchyard.settings import ServerSettings
-from batchyard.store.base import PoolDecision
+from batchyard.store.base import PoolDecision, PoolOverride, SpendRow
 from batchyard_producer import intake
 from tests.unit.producer.conftest import Serve, Served
 
@@ -404,6 +405,40 @@ async def test_a_pool_shows_the_last_decision_and_how_old_it_is(api: Served) -> 
     assert spot["decision"]["age_seconds"] > 60
     shown = (await api.get("/v1/status")).json()["pools"]
     assert [pool["decision"]["reason"] for pool in shown] == ["40 jobs", "40 jobs"]
+
+
+async def test_a_decision_is_shown_with_its_rule_its_deadline_and_what_the_pool_cost(api: Served) -> None:
+    now_ms = api.store.now_ms()
+    made = msgspec.structs.replace(
+        decided(api), rule="deadline", binding_deadline_ms=now_ms + 60_000, unmeetable_jobs=3, zones={"a": 2}
+    )
+    api.store.report_decision(made)
+    hour = now_ms // 3_600_000
+    spent = [SpendRow(pool="local", hour=hour, replica_seconds=1800.0, dollars=0.0)]
+    api.store.record_signals(spent=spent, learned_values={})
+
+    [local, _] = (await api.get("/v1/pools")).json()["pools"]
+
+    decision = local["decision"]
+    assert (decision["rule"], decision["unmeetable_jobs"], decision["zones"]) == ("deadline", 3, {"a": 2})
+    assert decision["binding_deadline"] == rfc3339(now_ms + 60_000)
+    assert local["spent"] == {"hours_this_hour": 0.5, "hours_this_month": 0.5}, "no price: hours of consumers"
+
+
+async def test_a_pool_is_pinned_and_paused_by_hand(api: Served) -> None:
+    pinned = await api.post("/v1/pools/local/pin", json={"replicas": 1})
+    paused = await api.post("/v1/pools/local/pause")
+    assert (pinned.json()["pinned"], paused.json()["pinned"], paused.json()["paused"]) == (1, 1, True)
+    assert api.store.overrides()["local"] == PoolOverride(pool="local", pinned=1, is_paused=True)
+
+    await api.post("/v1/pools/local/resume")
+    shown = (await api.post("/v1/pools/local/unpin")).json()
+    assert "pinned" not in shown
+    assert "paused" not in shown
+
+    problem(await api.post("/v1/pools/local/pin", json={"replicas": 99}), 422, "invalid_request")
+    problem(await api.post("/v1/pools/local/pin"), 422, "invalid_request")
+    problem(await api.post("/v1/pools/nope/pause"), 404, "not_found")
 
 
 async def test_keda_is_told_the_replicas_that_were_decided(api: Served) -> None:
