@@ -24,6 +24,13 @@ class Model:
     """Whether `forward` may run on several threads at once. A CPU then gives each batch some of its cores instead of
     all of them to one, which does more work in the same time. May be set by `load`."""
 
+    dtype: str = "float32"
+    """What `batchyard.toml` asks to compute in: "float32", "bfloat16", "float16" or "auto". Set before `load`; a model
+    that heeds it by itself names what it can do in `dtypes`."""
+
+    dtypes: Sequence[str] = ()
+    """What it can compute in beside float32."""
+
     source: str = ""
     """Where the weights are, as written in `batchyard.toml`, with `package:` already turned into a folder.
 
@@ -67,8 +74,8 @@ class ContinuousModel(Model):
     """A model whose jobs join and leave between steps instead of going through in batches: text generation, or a
     server elsewhere that is kept full.
 
-    `join`, `step`, `leave` and `close` are called by one thread, in turn. `forward` is not called; `cost` is asked once more
-    when a job has ended, and may know better then.
+    `join`, `step`, `leave` and `close` are called by one thread, in turn. `forward` is not called; `cost` is asked once
+    more when a job has ended, and may know better then.
     """
 
     most_jobs: int = 64

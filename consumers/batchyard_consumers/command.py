@@ -124,7 +124,7 @@ def _is_unknown(store: JobStore, version_id: int) -> bool:
 
 def _described(served: Any) -> str:
     unit = served.model.cost_unit
-    words = [f"loaded in {served.load_seconds:.2f} s"]
+    words = [f"loaded in {served.load_seconds:.2f} s", f"computes in {served.dtype}"]
     speed = served.speed
     if speed.batches:
         fit = speed.line.fit()

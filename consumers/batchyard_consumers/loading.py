@@ -21,6 +21,7 @@ from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.device import run_alone, shares_of
 from batchyard_consumers.meter import Meter
+from batchyard_consumers.precision import settle
 from batchyard_consumers.runtimes import make_model, words
 from batchyard_consumers.runtimes.sources import digest_of
 from batchyard_consumers.served import Served
@@ -82,6 +83,7 @@ class Loader:
             device=self._device,
             seconds=round(served.load_seconds, 3),
             budget=served.speed.budget,
+            dtype=served.dtype,
         )
         self._on_loaded(served)
         return True
@@ -126,6 +128,9 @@ def load(served: Served, *, device: str, report: Report) -> None:
         started = time.perf_counter()
         try:
             model.load(device)
+            served.dtype = settle(model, name=served.name, device=device)
+        except ModelLoadError:
+            raise
         except Exception as error:  # a model may raise anything; it is named and the others go on
             raise ModelLoadError(f"{served.name} cannot load: {words(error)}") from error
         seconds = time.perf_counter() - started

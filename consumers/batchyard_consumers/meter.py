@@ -108,6 +108,7 @@ def _of_model(served: Served) -> dict[str, Any]:
         "loaded": served.model is not None,
         "load_seconds": round(served.load_seconds, 3),
         "load_error": served.load_error,
+        "dtype": served.dtype,
         "batches": speed.batches,
         "batch_size": round(speed.mean_jobs, 1),
         "budget": speed.budget,

@@ -26,6 +26,8 @@ class Served:
     """Compiled input schema; None where anything goes."""
     load_seconds: float = 0.0
     load_error: str | None = None
+    dtype: str = ""
+    """What it computes in and, where that was found out, by which measurements; for people."""
     is_plain: bool = False
     """`preprocess` is the base class's: items are the inputs."""
     is_level: bool = False

@@ -5,7 +5,8 @@ in `batchyard.settings`. Beyond what `Model`
 says a runtime may define
 
 - `pads = False`: a batch costs the sum of its items, not the longest times their number;
-- `samples(cost) -> list`: items to warm up with, of about that cost together.
+- `samples(cost) -> list`: items to warm up with, of about that cost together;
+- what `precision.py` says, to compute in other dtypes than float32.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def make_model(settings: ModelSettings) -> Model:
         raise ModelLoadError(f"{settings.qualified}: {kind.__qualname__}() raised {words(error)}") from error
     model.source = resolve_source(settings.source, model=settings.qualified)
     model.options = dict(settings.options)
+    model.dtype = settings.dtype
     return model
 
 

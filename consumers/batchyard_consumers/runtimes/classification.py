@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from batchyard.errors import InvalidInput
+from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.pretrained import Pretrained
 from batchyard_consumers.runtimes.tokens import Ids, misfit
 
@@ -109,6 +110,16 @@ class Reranking(Pretrained):
 
     def postprocess(self, outputs: list[list[float]]) -> Sequence[Any]:
         return [{"scores": scores} for scores in outputs]
+
+    def proofs(self) -> list[Any]:
+        return [{"query": proofs.TEXTS[1], "documents": list(proofs.TEXTS)}]
+
+    def agreement(self, reference: list[list[float]], outputs: list[list[float]]) -> float:  # type: ignore[override]
+        """One less the furthest that a score, from 0 to 1, is from its reference."""
+        seen, expected = torch.tensor(outputs[0]), torch.tensor(reference[0])
+        if not self._is_bounded:
+            seen, expected = seen.sigmoid(), expected.sigmoid()
+        return 1.0 - float((seen - expected).abs().max())
 
     def samples(self, cost: int) -> list[Any]:
         """Items to warm up with."""

@@ -6,6 +6,7 @@ is not a plain text transformer goes the library's own way at forward, with its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ import torch
 
 from batchyard.errors import InvalidInput
 from batchyard.model import Model
+from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.sources import is_local
 from batchyard_consumers.runtimes.tokens import SAMPLE_TOKENS, Tokenizer, is_stateless, misfit
 
@@ -27,8 +29,12 @@ class SentenceEmbeddings(Model):
 
     input_schema: ClassVar[dict[str, Any]] = {"type": "string"}
     cost_unit: ClassVar[str] = "tokens"
+    dtypes = ("bfloat16", "float16")
+    tolerance = 0.999
 
     _encoder: Any
+    _loaded: Any = None
+    """In float32, while other dtypes are tried."""
     _tokenizer: Tokenizer | None = None
     """Set where texts are turned into tokens here."""
     _device: str
@@ -81,6 +87,22 @@ class SentenceEmbeddings(Model):
             embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
         result: torch.Tensor = embeddings.float().cpu()
         return result
+
+    def use_dtype(self, name: str, *, for_good: bool) -> None:
+        """See `precision.py`."""
+        if self._loaded is None:
+            self._loaded = self._encoder
+        as_loaded = name == "float32"
+        self._encoder = self._loaded if as_loaded else copy.deepcopy(self._loaded).to(getattr(torch, name))
+        if for_good:
+            self._loaded = None
+
+    def proofs(self) -> list[Any]:
+        return list(proofs.TEXTS)
+
+    def agreement(self, reference: torch.Tensor, outputs: torch.Tensor) -> float:
+        """The least cosine of a row with its reference."""
+        return float(torch.nn.functional.cosine_similarity(reference, outputs, dim=1).min())
 
     def samples(self, cost: int) -> list[Any]:
         """Items to warm up with."""

@@ -47,7 +47,7 @@ class TextGeneration(ContinuousModel):
     A job's params, or the options for all jobs: `max_tokens`, `temperature` (0, the default, takes the likeliest token
     each time), `top_p`, `top_k`. `finish_reason` is `stop` where the model ended by itself and `length` at
     `max_tokens`. Further options: `most_jobs` inside at once, `cache_tokens` (what all of them may hold together;
-    on a GPU what its memory allows), `dtype`, `revision`, `trust_remote_code`.
+    on a GPU what its memory allows), `revision`, `trust_remote_code`. The dtype `auto` is that of the weights.
     """
 
     input_schema: ClassVar[dict[str, Any]] = {
@@ -72,6 +72,7 @@ class TextGeneration(ContinuousModel):
         ]
     }
     cost_unit: ClassVar[str] = "tokens"
+    dtypes = ("bfloat16", "float16")
 
     _module: Any
     _tokenizer: Any
@@ -89,8 +90,9 @@ class TextGeneration(ContinuousModel):
             "revision": self.options.get("revision"),
             "trust_remote_code": bool(self.options.get("trust_remote_code", False)),
         }
-        dtype = self.options.get("dtype", "auto")
-        self._module = AutoModelForCausalLM.from_pretrained(self.source, use_safetensors=True, dtype=dtype, **where)
+        self._module = AutoModelForCausalLM.from_pretrained(
+            self.source, use_safetensors=True, dtype=self.dtype, **where
+        )
         self._module = self._module.to(device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(self.source, **where)
         self._device = device

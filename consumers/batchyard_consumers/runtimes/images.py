@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import random
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +16,9 @@ from batchyard_consumers.runtimes.pretrained import Pretrained
 
 MOST_PIXELS = 64_000_000
 """Of one image as sent: a few bytes may claim to be gigabytes of pixels."""
+
+PATTERNS = 8
+"""Pictures that other dtypes are compared on."""
 
 Item = tuple[torch.Tensor, int | None]
 """Pixels [channels, height, width] as the model wants them, and how many labels are wanted."""
@@ -56,10 +60,15 @@ class ImageClassification(Pretrained):
     def forward(self, items: Sequence[Item]) -> tuple[torch.Tensor, list[int | None]]:
         """Logits [batch, labels], float32, on the CPU; and how many labels each image wants."""
         pixels = torch.stack([pixels for pixels, _ in items])
-        return self._logits({"pixel_values": pixels.to(self._device, non_blocking=True)}), [top for _, top in items]
+        return self._logits({"pixel_values": pixels.to(self._device, self._module.dtype, non_blocking=True)}), [
+            top for _, top in items
+        ]
 
     def postprocess(self, outputs: tuple[torch.Tensor, list[int | None]]) -> Sequence[Any]:
         return self._labelled(*outputs)
+
+    def proofs(self) -> list[Any]:
+        return [_pattern(number) for number in range(PATTERNS)]
 
     def samples(self, cost: int) -> list[Any]:
         """Items to warm up with."""
@@ -88,6 +97,21 @@ class ImageClassification(Pretrained):
     def _pixels(self, image: Any) -> torch.Tensor:
         pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
+
+
+def _pattern(number: int) -> bytes:
+    """A picture of coarse and fine blocks of colour, another for each number."""
+    from PIL import Image
+
+    draw = random.Random(number)
+    image = Image.new("RGB", (64, 64))
+    for size in (64, 16, 4):
+        for _ in range(8):
+            colour = tuple(draw.randrange(256) for _ in range(3))
+            image.paste(colour, (x := draw.randrange(64), y := draw.randrange(64), x + size, y + size))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _bytes(value: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from batchyard.errors import InvalidInput, ModelLoadError
 from batchyard.model import Model
+from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.sources import is_local
 from batchyard_consumers.runtimes.tokens import Tokenizer, is_stateless
 
@@ -25,10 +27,14 @@ class Pretrained(Model):
     """
 
     cost_unit = "tokens"
+    dtypes = ("bfloat16", "float16")
+    tolerance = 0.99
 
     _head: str
     """Name of the library's class that brings the head."""
     _module: Any
+    _loaded: Any = None
+    """In float32, while other dtypes are tried."""
     _tokenizer: Tokenizer
     _labels: list[str]
 
@@ -36,11 +42,32 @@ class Pretrained(Model):
         self._load_module(device)
         self._tokenizer = self._load_tokenizer(device)
 
+    def use_dtype(self, name: str, *, for_good: bool) -> None:
+        """See `precision.py`."""
+        if self._loaded is None:
+            self._loaded = self._module
+        as_loaded = name == "float32"
+        self._module = self._loaded if as_loaded else copy.deepcopy(self._loaded).to(getattr(torch, name))
+        if for_good:
+            self._loaded = None
+
+    def proofs(self) -> list[Any]:
+        return list(proofs.TEXTS)
+
+    def agreement(self, reference: tuple[torch.Tensor, Any], outputs: tuple[torch.Tensor, Any]) -> float:
+        """One less the furthest that a probability is from its reference."""
+        far = self._probabilities(reference[0]) - self._probabilities(outputs[0])
+        return 1.0 - float(far.abs().max())
+
     def _load_module(self, device: str) -> None:
         import transformers
 
         kind = getattr(transformers, self._head)
-        self._module = kind.from_pretrained(self.source, use_safetensors=True, **self._where()).to(device).eval()
+        self._module = (
+            kind.from_pretrained(self.source, use_safetensors=True, dtype=torch.float32, **self._where())
+            .to(device)
+            .eval()
+        )
         names = self._module.config.id2label
         self._labels = [str(names[place]) for place in range(len(names))]
         self.concurrent_forward = not self._where()["trust_remote_code"] and is_stateless(self._module)

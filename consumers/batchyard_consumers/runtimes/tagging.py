@@ -54,6 +54,11 @@ class TokenClassification(Pretrained):
             for text, places, scores in zip(texts, best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
+    def agreement(self, reference: tuple[torch.Tensor, Any], outputs: tuple[torch.Tensor, Any]) -> float:
+        """One less the furthest that a token's probability is from its reference; padding says nothing."""
+        far = (reference[0].softmax(-1) - outputs[0].softmax(-1)).abs().amax(-1)
+        return 1.0 - max(float(row[: len(text.ids)].max()) for row, text in zip(far, reference[1], strict=True))
+
     def samples(self, cost: int) -> list[Any]:
         """Items to warm up with."""
         return [Text("", ids, [None] * len(ids)) for ids in self._tokenizer.samples(cost)]

@@ -156,12 +156,11 @@ def image(size: tuple[int, int], kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vit(folder: Path) -> Path:
+    """A small vision transformer and how it wants its pictures."""
     import transformers
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    folder = tmp_path_factory.mktemp("v")
     torch.manual_seed(7)
     config = transformers.ViTConfig(
         hidden_size=32,
@@ -178,6 +177,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         transformers.ViTForImageClassification(config).save_pretrained(folder)
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vit(tmp_path_factory.mktemp("v"))
 
 
 def test_images_are_classified_as_by_the_library(pictures: Path) -> None:

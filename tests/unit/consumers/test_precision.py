@@ -1,0 +1,128 @@
+"""What a model computes in: as asked for, or the fastest that agrees with float32."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from batchyard.errors import ModelLoadError
+from batchyard.model import Model
+from batchyard_consumers import precision
+from batchyard_consumers.precision import Trial, choose, settle
+from batchyard_consumers.runtimes import proofs
+from tests.unit.consumers.test_embeddings import loaded as embedder
+from tests.unit.consumers.tiny import bert, labels, loaded, run
+
+
+class Switching(Model):
+    """Agrees and takes as long as it is told for each dtype."""
+
+    dtypes = ("bfloat16", "float16")
+    tolerance = 0.9
+
+    def __init__(self, agreements: dict[str, float]) -> None:
+        self.agreements = agreements
+        self.used: list[tuple[str, bool]] = []
+
+    def use_dtype(self, name: str, *, for_good: bool) -> None:
+        self.used.append((name, for_good))
+
+    def proofs(self) -> list[Any]:
+        return ["proof"]
+
+    def samples(self, cost: int) -> list[Any]:
+        return [0] * cost
+
+    def forward(self, items: Sequence[Any]) -> Any:
+        return [self.used[-1][0]] * len(items)
+
+    def agreement(self, reference: Any, outputs: Any) -> float:
+        return 1.0 if reference == outputs else self.agreements[outputs[0]]
+
+
+def trial(dtype: str, seconds: float, agreement: float = 1.0) -> Trial:
+    return Trial(dtype=dtype, seconds=seconds, agreement=agreement)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([trial("bfloat16", 0.5), trial("float16", 0.4)], "float16"),
+        ([trial("bfloat16", 0.5), trial("float16", 0.4, 0.998)], "bfloat16"),
+        ([trial("bfloat16", 0.95)], "float32"),
+        ([trial("bfloat16", 0.1, float("nan"))], "float32"),
+        ([], "float32"),
+    ],
+)
+def test_the_fastest_that_agrees_is_chosen(others: list[Trial], expected: str) -> None:
+    assert choose([trial("float32", 1.0), *others], tolerance=0.999).dtype == expected
+
+
+def test_auto_tries_all_and_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Switching({"bfloat16": 0.95, "float16": 0.5})
+    model.dtype = "auto"
+    times = {"float32": 4.0, "bfloat16": 2.0, "float16": 1.0}
+    monkeypatch.setattr(precision, "run_alone", lambda model, *_: times[model.used[-1][0]])
+    said = settle(model, name="m@1", device="cpu")
+    assert (
+        said == "bfloat16 (bfloat16 2.00 times as fast, agreement 0.9500; float16 4.00 times as fast, agreement 0.5000)"
+    )
+    assert model.used == [("float32", False), ("bfloat16", False), ("float16", False), ("bfloat16", True)]
+
+
+def test_a_dtype_that_is_named_is_used_untried() -> None:
+    model = Switching({})
+    model.dtype = "float16"
+    assert settle(model, name="m@1", device="cpu") == "float16"
+    assert model.used == [("float16", True)]
+
+
+def test_a_dtype_that_the_model_has_not_is_refused() -> None:
+    model = Model()
+    model.dtype = "bfloat16"
+    with pytest.raises(ModelLoadError, match="m@1: dtype is 'bfloat16'; with its runtime it may be auto, float32"):
+        settle(model, name="m@1", device="cpu")
+    model.dtype = "auto"
+    assert settle(model, name="m@1", device="cpu") == "float32"
+
+
+def test_embeddings_in_bfloat16_stay_close() -> None:
+    model = embedder()
+    expected = torch.tensor(model._encoder.encode(list(proofs.TEXTS)))
+    model.dtype = "bfloat16"
+    settle(model, name="m@1", device="cpu")
+    found = torch.stack(run(model, list(proofs.TEXTS)))
+    assert found.dtype == torch.float32
+    assert model.agreement(expected, found) >= model.tolerance
+    assert not torch.equal(expected, found)
+    model.use_dtype("float32", for_good=True)
+    lengths = [model.cost(item) for item in model.preprocess(list(proofs.TEXTS), {})]
+    assert min(lengths) < 8
+    assert max(lengths) > 150
+
+
+HEADS = {
+    "text-classification": ("BertForSequenceClassification", labels("a", "b")),
+    "reranking": ("BertForSequenceClassification", labels("x")),
+    "token-classification": ("BertForTokenClassification", labels("O", "B-X")),
+}
+
+
+@pytest.mark.parametrize("runtime", HEADS)
+def test_auto_proves_every_head(runtime: str, tmp_path: Path) -> None:
+    head, config = HEADS[runtime]
+    model = loaded(runtime, bert(tmp_path, head, **config))
+    trials = precision.try_all(model, "cpu")
+    assert [trial.dtype for trial in trials] == ["float32", "bfloat16", "float16"]
+    assert trials[0].agreement == 1.0
+    assert all(0.5 < trial.agreement < 1.0 for trial in trials[1:])
+
+
+def test_auto_proves_images(tmp_path: Path) -> None:
+    from tests.unit.consumers.test_runtimes import vit
+
+    trials = precision.try_all(loaded("image-classification", vit(tmp_path)), "cpu")
+    assert trials[0].agreement == 1.0
+    assert all(0.5 < trial.agreement < 1.0 for trial in trials[1:])
