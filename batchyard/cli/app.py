@@ -38,6 +38,7 @@ OF_COMPONENTS = {
     "check": "consumers",
     "scaler": "scaler",
     "render": "scaler",
+    "simulate": "scaler",
 }
 """Command of a component → the extra that brings it."""
 

@@ -90,7 +90,7 @@ def _classes(trace: Trace, step_seconds: float) -> list[_Work]:
             if mine.any():
                 arriving = np.bincount(arrive[mine], weights=trace.work_seconds[mine], minlength=steps)
                 due = np.concatenate([np.zeros(int(length)), arriving])[:steps]
-                found.append(_Work(is_tolerant=is_tolerant, arriving=arriving, due=due))
+                found.append(_Work(is_tolerant=is_tolerant, arriving=arriving.astype(np.float64), due=due))
     return found
 
 

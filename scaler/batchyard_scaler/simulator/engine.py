@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from batchyard_scaler.policy.records import Budget, Decision, Fleet, Pool
@@ -25,8 +26,6 @@ GIVE_UP_SECONDS = 86_400.0
 class World:
     """How things behave that no policy decides."""
 
-    swap_seconds: float = 0.0
-    """What a replica needs to put another model into memory; the first comes with its start."""
     notice_seconds: float = 30.0
     """Between the news that a spot node goes and its end."""
     urgent_seconds: float = 10.0
@@ -91,6 +90,25 @@ def replay(
     return running.run(on_progress or (lambda _: None))
 
 
+def replay_apart(
+    trace: Trace,
+    *,
+    pools: Sequence[Pool],
+    policy: Callable[[], Policy],
+    autoscaler: Callable[[Pool], Autoscaler],
+    world: World | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> list[Replayed]:
+    """Replay pools one by one that have no model in common: the same as all together, in a fraction of the time."""
+    found = []
+    for number, pool in enumerate(pools):
+        wanted = [index for index, name in enumerate(trace.models) if name in pool.models]
+        found.append(replay(trace.of_models(wanted), pools=[pool], policy=policy(), autoscaler=autoscaler, world=world))
+        if on_progress:
+            on_progress((number + 1) / len(pools))
+    return found
+
+
 class _Replay:
     def __init__(
         self,
@@ -135,7 +153,16 @@ class _Replay:
             for is_tolerant in ((False, True) if settings.capacity == "on_demand" else (True,))
         ]
         zones = [self._zones[zone.name] for zone in settings.zones if zone.name in self._zones]
+        settings = msgspec.structs.replace(settings, usual_slack_seconds=self._usual_slack(settings))
         return SimulatedPool(settings, lanes=[lane for lane in lanes if lane] or [[]], zones=zones)
+
+    def _usual_slack(self, pool: Pool) -> float | None:
+        """What 19 of 20 jobs of its models are given at least; production learns it from those that have come."""
+        names = self._trace.models
+        mine = np.isin(self._trace.model, [index for index, name in enumerate(names) if name in pool.models])
+        slack = (self._trace.due_at - self._trace.arrive_at)[mine]
+        usual = float(np.quantile(slack, 0.05, method="lower")) if len(slack) else math.inf
+        return usual if math.isfinite(usual) else None
 
     def _servers_of(self, queue: SimulatedQueue) -> list[SimulatedPool]:
         """Spot first: what needs no on-demand replica leaves it to the firm lane."""
@@ -212,7 +239,8 @@ class _Replay:
     def _start_job(self, replica: SimulatedReplica, job: int, queue: SimulatedQueue) -> None:
         queue.running += 1
         now = self._now
-        swap = self._world.swap_seconds if replica.model not in {None, queue.model} else 0.0
+        # The first model comes with the start.
+        swap = replica.pool.settings.swap_seconds if replica.model not in {None, queue.model} else 0.0
         replica.model, replica.job, replica.since, replica.swap_until = queue.model, job, now, now + swap
         end = now + swap + self._ledger.work[job] / replica.pool.settings.speed
         heapq.heappush(self._events, (end, next(self._order), self._finish, (replica, job, queue)))
@@ -250,7 +278,7 @@ class _Replay:
                     return waiting[0]
                 continue
             pressing = min(waiting, key=SimulatedQueue.next_start_by)
-            swap = self._world.swap_seconds
+            swap = replica.pool.settings.swap_seconds
             if pressing.next_start_by() - swap < self._now + self._world.urgent_seconds:
                 return pressing
             return next((queue for queue in waiting if queue.model == replica.model), pressing)

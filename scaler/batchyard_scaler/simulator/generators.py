@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -45,22 +45,37 @@ def from_rates(
 
 
 def diurnal(
-    *, days: float = 7.0, mean_demand: float = 20.0, swing: float = 0.6, job_seconds: float = 30.0,
-    deadlines: Sequence[float] = (900.0, 14_400.0), seed: int = 0,
-) -> Trace:  # fmt: skip
+    *,
+    days: float = 7.0,
+    mean_demand: float = 20.0,
+    swing: float = 0.6,
+    job_seconds: float = 30.0,
+    deadlines: Sequence[float] = (900.0, 14_400.0),
+    seed: int = 0,
+) -> Trace:
     """A day's wave: the rate goes up and down by `swing` of its mean, lowest at midnight."""
     at = np.arange(0.0, days * DAY, 300.0)
     rates = 1 - swing * np.cos(2 * math.pi * at / DAY)
     return from_rates(
-        rates, name="diurnal", step_seconds=300.0, job_seconds=job_seconds, deadlines=deadlines,
-        mean_demand=mean_demand, seed=seed,
-    )  # fmt: skip
+        rates,
+        name="diurnal",
+        step_seconds=300.0,
+        job_seconds=job_seconds,
+        deadlines=deadlines,
+        mean_demand=mean_demand,
+        seed=seed,
+    )
 
 
 def bursts(
-    *, days: float = 2.0, mean_demand: float = 20.0, height: float = 10.0, job_seconds: float = 30.0,
-    deadlines: Sequence[float] = (900.0,), seed: int = 0,
-) -> Trace:  # fmt: skip
+    *,
+    days: float = 2.0,
+    mean_demand: float = 20.0,
+    height: float = 10.0,
+    job_seconds: float = 30.0,
+    deadlines: Sequence[float] = (900.0,),
+    seed: int = 0,
+) -> Trace:
     """A quiet stream, and every two hours or so ten minutes at `height` times its rate."""
     random = np.random.default_rng(seed + 1)
     steps = int(days * DAY / 60.0)
@@ -69,9 +84,14 @@ def bursts(
     while (begin := begin + random.exponential(2 * HOUR)) < days * DAY:
         rates[int(begin / 60.0) : int(begin / 60.0) + 10] = height
     return from_rates(
-        rates, name="bursts", step_seconds=60.0, job_seconds=job_seconds, deadlines=deadlines,
-        mean_demand=mean_demand, seed=seed,
-    )  # fmt: skip
+        rates,
+        name="bursts",
+        step_seconds=60.0,
+        job_seconds=job_seconds,
+        deadlines=deadlines,
+        mean_demand=mean_demand,
+        seed=seed,
+    )
 
 
 def bulk(
@@ -122,7 +142,8 @@ def sparse(
     return replace(trace, model=model[order], models=names)
 
 
-GENERATORS = {"diurnal": diurnal, "bursts": bursts, "bulk": bulk, "sparse": sparse}
+GENERATORS: Mapping[str, Callable[..., Trace]] = {"diurnal": diurnal, "bursts": bursts, "bulk": bulk, "sparse": sparse}
+"""All take `seed` and `deadlines`."""
 
 
 def _wave(random: np.random.Generator, count: int, *, days: float, swing: float) -> Floats:

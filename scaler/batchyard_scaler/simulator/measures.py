@@ -45,8 +45,11 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
         return self.cold_hours + self.idle_hours + self.swap_hours + self.preempted_hours
 
 
-def measure(contender: str, replays: Sequence[Replayed]) -> Measures:
-    """Measures of one contender: of one replay, or of several independent ones taken together."""
+def measure(contender: str, replays: Sequence[Replayed], *, price_per_hour: float | None = None) -> Measures:
+    """Measures of one contender: of one replay, or of several independent ones taken together.
+
+    `price_per_hour`: of an hour of the work itself; by default that of the contender's cheapest on-demand replica.
+    """
     spent = [(pool, replayed.spent[pool.name]) for replayed in replays for pool in replayed.pools]
     prices = [pool.price_per_hour for pool, _ in spent]
     is_priced = None not in prices
@@ -66,7 +69,9 @@ def measure(contender: str, replays: Sequence[Replayed]) -> Measures:
         contender=contender,
         cost=float(cost) / HOUR,
         cost_unit="$" if is_priced else "replica-hours",
-        cost_over_work=float(cost) / (work * _price_of_work(replays, is_priced=is_priced)) if work else 0.0,
+        cost_over_work=float(cost) / (work * (price_per_hour or _price_of_work(replays, is_priced=is_priced)))
+        if work
+        else 0.0,
         on_time_jobs=float((late <= 0).mean()) if len(late) else 1.0,
         on_time_work=float(sizes[late <= 0].sum() / sizes.sum()) if len(late) else 1.0,
         lateness_p99_seconds=float(np.quantile(np.maximum(late, 0.0), 0.99)) if len(late) else 0.0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchyard.settings import PoolSettings, Settings
+from batchyard_scaler.policy.deciding import decide
 from batchyard_scaler.policy.records import Decision, Fleet, Pool
 from batchyard_scaler.render.keda import scaled_object
 from batchyard_scaler.simulator.autoscaler import Autoscaler, Direct, Reading
@@ -15,6 +16,7 @@ from batchyard_scaler.simulator.engine import Policy
 from batchyard_scaler.simulator.hpa import Hpa, HpaSettings
 
 POLL_SECONDS = 5.0
+OURS = "batchyard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,18 @@ def fixed(*, replicas: int) -> Contender:
     return Contender(name=f"fixed at {replicas}", policy=lambda: policy, autoscaler=lambda _: Direct())
 
 
-def ours(policy: Callable[[], Policy], *, name: str = "batchyard") -> Contender:
+def hold(*, seconds: float) -> Contender:
+    """Wait until a job has so little time left, then keep one replica until there is no work."""
+
+    def policy(fleet: Fleet) -> list[Decision]:
+        return [_held(pool, fleet, seconds) for pool in fleet.pools]
+
+    return Contender(name=f"hold until {seconds:g} s are left", policy=lambda: policy, autoscaler=as_rendered)
+
+
+def ours() -> Contender:
     """The policy of production behind KEDA and the HorizontalPodAutoscaler, exactly as they are rendered."""
-    return Contender(name=name, policy=policy, autoscaler=as_rendered)
+    return Contender(name=OURS, policy=lambda: decide, autoscaler=as_rendered)
 
 
 def as_rendered(pool: Pool) -> Autoscaler:
@@ -102,13 +113,23 @@ def _keda_autoscaler(*, cooldown_seconds: float) -> Callable[[Pool], Autoscaler]
 
 def _reading(rule: str, value_of: Callable[[Pool, Fleet], float]) -> Policy:
     def policy(fleet: Fleet) -> list[Decision]:
-        found = []
+        found: list[Decision] = []
         for pool in fleet.pools:
             value = value_of(pool, fleet)
             found.append(Reading(pool=pool.name, replicas=math.ceil(value), rule=rule, reason=rule, value=value))
         return found
 
     return policy
+
+
+def _held(pool: Pool, fleet: Fleet, seconds: float) -> Decision:
+    left = min(
+        (due.in_seconds for demand in fleet.demands if demand.model in pool.models for due in demand.due),
+        default=math.inf,
+    )
+    is_needed = left <= seconds or (math.isfinite(left) and pool.count("starting", "ready") > 0)
+    wait = None if is_needed or math.isinf(left) else left - seconds
+    return Decision(pool=pool.name, replicas=int(is_needed), rule="hold", reason="held", next_look_seconds=wait)
 
 
 class _Ray:
@@ -153,3 +174,24 @@ class _Ray:
             current = wanted
         self._replicas[name] = current
         return current
+
+
+CONTENDERS = "batchyard, fixed:N, keda:LENGTH, backlog:JOBS, ray:ONGOING, hold:SECONDS"
+"""How contenders are named on the command line."""
+
+
+def contender(text: str) -> Contender:
+    """A contender by its name, such as `keda:5`. Raises ValueError."""
+    name, _, number = text.partition(":")
+    made: dict[str, Callable[[float], Contender]] = {
+        "fixed": lambda value: fixed(replicas=int(value)),
+        "keda": lambda value: keda(length=value),
+        "backlog": lambda value: backlog_per_instance(jobs=value),
+        "ray": lambda value: ray(ongoing=value),
+        "hold": lambda value: hold(seconds=value),
+    }
+    if text == "batchyard":
+        return ours()
+    if name not in made or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise ValueError(f"{text} is no policy; there are {CONTENDERS}, each number above 0")
+    return made[name](float(number))

@@ -21,8 +21,22 @@ NO_BUCKET = math.inf
 class SimulatedQueue:
     """The jobs of one model and lane: by arrival, those whose latest safe start is near ahead, as in production."""
 
-    __slots__ = ("_buckets", "_by_arrival", "_by_start", "_expected", "_is_waiting", "_start_by", "_urgent_seconds",
-                 "demand_name", "index", "is_tolerant", "model", "model_name", "running", "waiting")  # fmt: skip
+    __slots__ = (
+        "_buckets",
+        "_by_arrival",
+        "_by_start",
+        "_expected",
+        "_is_waiting",
+        "_start_by",
+        "_urgent_seconds",
+        "demand_name",
+        "index",
+        "is_tolerant",
+        "model",
+        "model_name",
+        "running",
+        "waiting",
+    )
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ def pool_of(
     speed: float = 1.0,
     price_per_hour: float | None = None,
     cold_start_seconds: float = COLD,
+    swap_seconds: float = 0.0,
 ) -> Pool:
     return Pool(
         name=name,
@@ -52,6 +53,7 @@ def pool_of(
         price_per_hour=price_per_hour,
         cold_start_seconds=cold_start_seconds,
         restart_cost_seconds=cold_start_seconds,
+        swap_seconds=swap_seconds,
         zones=[Zone(name=zone) for zone in zones],
     )
 

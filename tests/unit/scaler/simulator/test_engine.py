@@ -71,7 +71,7 @@ def test_a_job_that_must_start_soon_goes_ahead() -> None:
 
 def test_another_model_is_swapped_in_where_the_one_in_memory_has_no_work() -> None:
     trace = trace_of([(0, 10, 900), (1, 10, 900), (2, 10, 900)], models=[0, 1, 0], seconds=200)
-    done = replay(trace, pools=[pool_of()], policy=answers(1), world=World(swap_seconds=23))
+    done = replay(trace, pools=[pool_of(swap_seconds=23)], policy=answers(1))
     assert done.finished_at.tolist() == [70, 113, 80]
     assert done.spent["pool"].swap_seconds == 23
 
