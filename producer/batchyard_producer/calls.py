@@ -38,6 +38,14 @@ class Parameter:
     place: Literal["query", "header"] = "query"
 
 
+IDEMPOTENCY_KEY = Parameter(
+    name="Idempotency-Key",
+    about="So that a repeated request makes nothing twice: the same body is answered as before, another refused",
+    schema={"type": "string", "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+    place="header",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call:
     """A call; without a handler it is one of the hot ones, which are served in front of the router."""
@@ -62,6 +70,8 @@ class Call:
     answer_about: str = ""
     more_answers: tuple[tuple[int, str, Any], ...] = ()
     """Other answers that are no problems: status, what it means, the struct."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Where the answer names something, as a JSON pointer → the path of what it names, such as `/v1/jobs/{id}`."""
     errors: tuple[type[BatchyardError], ...] = ()
     """Beyond those that every call may answer."""
 

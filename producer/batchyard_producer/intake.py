@@ -117,8 +117,8 @@ class Request:
         text = self.header(b"idempotency-key")
         if text is None:
             return None
-        if not 0 < len(text) <= MAX_KEY_BYTES or not text.isprintable():
-            raise InvalidRequest(f"the Idempotency-Key must be 1 to {MAX_KEY_BYTES} printable characters")
+        if not 0 < len(text) <= MAX_KEY_BYTES or not text.isascii() or not text.isprintable():
+            raise InvalidRequest(f"the Idempotency-Key must be 1 to {MAX_KEY_BYTES} printable ASCII characters")
         return text
 
     async def body(self, *, limit: int) -> bytes:

@@ -27,9 +27,12 @@ def document(calls: Sequence[Call], *, version: str) -> dict[str, Any]:
     """OpenAPI 3.1."""
     structs = _structs(calls)
     _, components = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    for kind in structs:
+        if hasattr(kind, "rules"):
+            components[kind.__name__]["allOf"] = [kind.rules]
     paths: dict[str, dict[str, Any]] = defaultdict(dict)
     for call in calls:
-        paths[call.path][call.method.lower()] = _operation(call)
+        paths[call.path][call.method.lower()] = _operation(call, calls)
     return {
         "openapi": "3.1.0",
         "info": {"title": "batchyard", "version": version, "description": ABOUT, "license": {"name": "Apache-2.0"}},
@@ -55,7 +58,7 @@ def _structs(calls: Iterable[Call]) -> list[Any]:
     return [*dict.fromkeys(named), schemas.Problem]
 
 
-def _operation(call: Call) -> dict[str, Any]:
+def _operation(call: Call, calls: Sequence[Call]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": _operation_id(call),
         "summary": call.summary,
@@ -65,6 +68,9 @@ def _operation(call: Call) -> dict[str, Any]:
     for status, about, kind in call.more_answers:
         response = operation["responses"].setdefault(str(status), {"description": about, "content": {}})
         response["content"]["application/json"] = {"schema": _ref(kind)}
+    links = _links(call, calls)
+    if links:
+        operation["responses"][str(call.status)]["links"] = links
     if call.about:
         operation["description"] = call.about
     parameters = [_path_parameter(name) for name in _IN_PATH.findall(call.path)]
@@ -86,7 +92,7 @@ def _operation_id(call: Call) -> str:
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
-    schema = {"type": "string", "pattern": "^[0-9a-f]{16}$"} if name == "id" else {"type": "string", "minLength": 1}
+    schema = {"type": "string", "pattern": schemas.ID_PATTERN} if name == "id" else {"type": "string", "minLength": 1}
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
@@ -120,6 +126,21 @@ def _answer(call: Call) -> dict[str, Any]:
     if call.status in {201, 202}:
         response["headers"] = {"Location": {"description": "Of what was made", "schema": {"type": "string"}}}
     return response
+
+
+def _links(call: Call, calls: Sequence[Call]) -> dict[str, Any]:
+    """What can be asked next about the things that an answer names."""
+    links: dict[str, Any] = {}
+    for number, (pointer, path) in enumerate(call.links.items()):
+        [name] = _IN_PATH.findall(path)
+        for other in calls:
+            if other.path == path or other.path.startswith(f"{path}/"):
+                key = _operation_id(other) + (f"_{number}" if number else "")
+                links[key] = {
+                    "operationId": _operation_id(other),
+                    "parameters": {name: f"$response.body#{pointer}"},
+                }
+    return links
 
 
 def _refusals(call: Call) -> dict[str, Any]:

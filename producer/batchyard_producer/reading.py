@@ -12,7 +12,7 @@ import msgspec
 
 from batchyard import rendering, schemas
 from batchyard.catalog import Catalog
-from batchyard.errors import Gone, NotFound
+from batchyard.errors import Gone, InvalidRequest, NotFound
 from batchyard.jobs import State, format_id, parse_id
 from batchyard.rendering import Form
 from batchyard.results import TensorRendering
@@ -220,7 +220,12 @@ class Reading:
 
 
 def _tensors(request: Request) -> TensorRendering:
-    return "base64" if request.query("tensors") == "base64" else "numbers"
+    asked = request.query("tensors")
+    if asked is None:
+        return "numbers"
+    if asked not in {"numbers", "base64"}:
+        raise InvalidRequest(f"tensors is {asked[:40]!r}", allowed=["numbers", "base64"])
+    return "base64" if asked == "base64" else "numbers"
 
 
 def _media(request: Request, headers: Headers) -> Headers:

@@ -9,7 +9,7 @@ from batchyard.errors import Gone, IdempotencyConflict, InvalidRequest, NotFound
 from batchyard.jobs import format_id
 from batchyard.store.base import BulkView
 from batchyard_producer.bodies import idempotency_key, read_small, whole_number
-from batchyard_producer.calls import Asked, Call, Parameter, answer
+from batchyard_producer.calls import IDEMPOTENCY_KEY, Asked, Call, answer
 from batchyard_producer.routes.jobs import AFTER, LIMIT, MAX_PAGE, cursor
 
 
@@ -93,9 +93,8 @@ CALLS = (
         about="Feed it in chunks, then seal it. Under a known Idempotency-Key the bulk that it made is answered again.",
         tag="bulks",
         handler=create_bulk,
-        parameters=(
-            Parameter(name="Idempotency-Key", about="So that a repeated request makes no second bulk", place="header"),
-        ),
+        links={"/id": "/v1/bulks/{id}"},
+        parameters=(IDEMPOTENCY_KEY,),
         body=schemas.BulkRequest,
         status=201,
         answer=schemas.Bulk,

@@ -19,15 +19,9 @@ from batchyard.errors import (
 )
 from batchyard.rendering import MEDIA_MSGPACK
 from batchyard.results import FRAMES_TYPE
-from batchyard_producer.calls import Call, Parameter
+from batchyard_producer.calls import IDEMPOTENCY_KEY, Call, Parameter
 
 _WAIT: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_SECONDS, "default": 0}
-_KEY = Parameter(
-    name="Idempotency-Key",
-    about="So that a repeated request makes nothing twice: the same body is answered as before, another refused",
-    schema={"type": "string", "minLength": 1, "maxLength": 255},
-    place="header",
-)
 _TENSORS = Parameter(
     name="tensors",
     about="How JSON shows tensors: nested lists of numbers, or their raw bytes in base64",
@@ -45,8 +39,9 @@ CALLS = (
         "`JobList`), with 200 instead of 202 where all have ended within N seconds.",
         tag="jobs",
         handler=None,
+        links={"/id": "/v1/jobs/{id}", "/ids/0": "/v1/jobs/{id}"},
         parameters=(
-            _KEY,
+            IDEMPOTENCY_KEY,
             Parameter(
                 name="Prefer",
                 about="`wait=N`: answer with the job's result if it ends within N seconds",
@@ -93,7 +88,8 @@ CALLS = (
         about="All or nothing. A known key answers as before even after the seal; a new chunk then is a conflict.",
         tag="bulks",
         handler=None,
-        parameters=(_KEY,),
+        links={"/first_id": "/v1/jobs/{id}", "/bulk_id": "/v1/bulks/{id}"},
+        parameters=(IDEMPOTENCY_KEY,),
         body=schemas.BulkChunk,
         body_media=(schemas.MEDIA_JSON, schemas.MEDIA_NDJSON),
         status=202,

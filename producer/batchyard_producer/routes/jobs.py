@@ -124,7 +124,7 @@ _AMENDABLE = ["priority", "deadline_seconds"]
 _STATES = [state.word for state in State]
 
 AFTER = Parameter(
-    name="after", about="The `next` of the page before", schema={"type": "string", "pattern": "^[0-9a-f]{16}$"}
+    name="after", about="The `next` of the page before", schema={"type": "string", "pattern": schemas.ID_PATTERN}
 )
 LIMIT = Parameter(
     name="limit",
@@ -140,6 +140,7 @@ CALLS = (
         about="A page's work is bounded, so it may hold fewer jobs than asked for and still have a next one.",
         tag="jobs",
         handler=list_jobs,
+        links={"/jobs/0/id": "/v1/jobs/{id}"},
         parameters=(
             Parameter(name="model", about="`model` for all its versions, or `model@version`"),
             Parameter(name="state", about="Only jobs in this state", schema={"type": "string", "enum": _STATES}),

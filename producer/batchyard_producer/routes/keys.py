@@ -100,6 +100,7 @@ CALLS = (
         summary="Make an API key; it is shown this once",
         tag="administration",
         handler=create_key,
+        links={"/prefix": "/v1/keys/{prefix}"},
         scope="admin",
         body=schemas.KeyRequest,
         status=201,

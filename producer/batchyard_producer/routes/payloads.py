@@ -103,6 +103,7 @@ CALLS = (
         "the last such job is forgotten.",
         tag="payloads",
         handler=upload,
+        links={"/id": "/v1/payloads/{id}"},
         body_media=("*/*",),
         status=201,
         answer=schemas.Payload,

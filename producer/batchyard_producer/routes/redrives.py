@@ -55,6 +55,7 @@ CALLS = (
         "`replayed`. Then that one may be redriven.",
         tag="jobs",
         handler=redrive_job,
+        links={"/id": "/v1/jobs/{id}"},
         body=schemas.RedriveOne,
         body_required=False,
         status=202,
