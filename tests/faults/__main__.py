@@ -96,7 +96,15 @@ def _mutants(names: Sequence[str], seed: int) -> Iterator[tuple[str, Plan]]:
         combination = Combination("sqlite", mutant.broker)
         yield (
             name,
-            Plan(combination=combination, seed=seed, jobs=MUTANT_JOBS, faults=mutant.faults, consumers=1, mutant=name),
+            Plan(
+                combination=combination,
+                seed=seed,
+                jobs=MUTANT_JOBS,
+                rate=60.0,
+                faults=mutant.faults,
+                consumers=1,
+                mutant=name,
+            ),
         )
 
 

@@ -259,7 +259,7 @@ class _Client:
         return [job for job in self._load.known[-2000:] if job.tenant == self._caller.tenant]
 
     def _tokens(self, count: int) -> list[str]:
-        deeds = self._rng.choices(["echo", "slow", "busy", "invalid"], [94, 2, 2, 2], k=count)
+        deeds = self._rng.choices(["echo", "slow", "busy", "invalid"], [92, 4, 2, 2], k=count)
         self._count += count
         first = self._count - count
         return [f"{deed}-{self._name}-{first + place}" for place, deed in enumerate(deeds)]

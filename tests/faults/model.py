@@ -10,7 +10,7 @@ from typing import Any
 from batchyard.errors import InvalidInput, RetryableModelError
 from batchyard.model import Model
 
-SECONDS_PER_JOB = 0.001
+SECONDS_PER_JOB = 0.002
 SLOW_SECONDS = 0.25
 
 

@@ -48,15 +48,15 @@ MUTANTS = {
     "dead consumers are not swept": Mutant(
         module="batchyard_producer.chores",
         old='if answering and self._is_due("reap"',
-        new='if not answering and self._is_due("reap"',
+        new='if False and self._is_due("reap"',
         faults=("consumer_killed", "consumer_killed"),
         caught_by=frozenset({"accepted_jobs_end", "work_resumes"}),
     ),
     "consumers are swept before their lease is over": Mutant(
         module="batchyard.store.reaping",
-        old="consumers.c.lease_until < now)",
-        new="consumers.c.lease_until < now + 3_600_000)",
-        faults=("tickets_forged", "writers_locked_out", "tickets_forged"),
+        old="consumers.c.lease_until <",
+        new="consumers.c.lease_until - 3_600_000 <",
+        faults=("broker_emptied",) * 3,
         caught_by=frozenset({"owners_are_alive"}),
     ),
     "preemptions are charged as failures": Mutant(
@@ -68,8 +68,8 @@ MUTANTS = {
     ),
     "tickets are acknowledged before the claim": Mutant(
         module="batchyard_consumers.worker",
-        old="self.received += 1\n",
-        new="self.received += 1\n        message.ack()\n",
+        old="HeldTicket(queue_id=queue_id, ids=ticket.ids, message=message)",
+        new="HeldTicket(queue_id=queue_id, ids=ticket.ids, message=message.ack())",
         faults=("killed_between_pop_and_claim",),
         caught_by=frozenset({"claims_come_before_acknowledgements"}),
         broker="rabbitmq",

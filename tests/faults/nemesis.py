@@ -28,6 +28,11 @@ UNCLAIMED_TICKETS = 12
 UNKNOWN_JOB = 1 << 40
 """Ids from here on are older than any job."""
 LATE_WRITER_SECONDS = 60
+BUSY_SECONDS = 3.0
+_HOLDERS = """
+SELECT DISTINCT c.pid FROM jobs j JOIN consumers c ON c.id = j.owner
+WHERE j.state = 1 AND c.state IN ('starting', 'ready', 'draining')
+"""
 
 
 class Nemesis:
@@ -49,21 +54,22 @@ class Nemesis:
     # --- processes ---
 
     def consumer_killed(self) -> Sequence[int]:
-        return self._end(self._rng.choice(self._yard.consumers), signal.SIGKILL)
+        return self._end(self._busy_consumer(), signal.SIGKILL)
 
     def consumers_killed(self) -> Sequence[int]:
+        self._busy_consumer()
         return [owner for member in self._yard.consumers for owner in self._end(member, signal.SIGKILL)]
 
     def consumer_stays_away(self) -> Sequence[int]:
         """Killed, and nobody who starts tells what it did: its lease has to run out."""
         away = self._yard.lease_seconds + REAP_SECONDS + 1
-        return self._end(self._rng.choice(self._yard.consumers), signal.SIGKILL, stay_away_seconds=away)
+        return self._end(self._busy_consumer(), signal.SIGKILL, stay_away_seconds=away)
 
     def consumer_terminated(self) -> Sequence[int]:
-        return self._end(self._rng.choice(self._yard.consumers), signal.SIGTERM)
+        return self._end(self._busy_consumer(), signal.SIGTERM)
 
     def consumer_paused_past_its_lease(self) -> Sequence[int]:
-        member = self._rng.choice(self._yard.consumers)
+        member = self._busy_consumer()
         victims = self._yard.owners(member.pid)
         self._pause(member, self._yard.lease_seconds + REAP_SECONDS)
         return victims
@@ -206,6 +212,18 @@ class Nemesis:
     def _postgres(self) -> Postgres:
         assert isinstance(self._yard.database, Postgres)
         return self._yard.database
+
+    def _busy_consumer(self) -> Member:
+        """One that holds jobs right now; after a while of none, any."""
+        members = self._rng.sample(self._yard.consumers, len(self._yard.consumers))
+        give_up = time.monotonic() + BUSY_SECONDS
+        while time.monotonic() < give_up:
+            held = {row.pid for row in self._yard.select(_HOLDERS)}
+            for member in members:
+                if member.pid in held:
+                    return member
+            time.sleep(0.01)
+        return members[0]
 
     def _end(self, member: Member, number: signal.Signals, **more: float) -> Sequence[int]:
         victims: Sequence[int] = ()
