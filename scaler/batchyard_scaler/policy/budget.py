@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from batchyard_scaler.policy.choice import unit_price
 from batchyard_scaler.policy.market import Want
 from batchyard_scaler.policy.records import Budget, Pool
+from batchyard_scaler.policy.surplus import busy_of
 
 HOURS_PER_MONTH = 730.0
 BURST_HOURS = 0.25
@@ -57,8 +58,7 @@ def _cuts(wants: Sequence[Want]) -> list[tuple[Want, int]]:
 
 def _floor(pool: Pool) -> int:
     """What works, and the minimum, stay."""
-    busy = sum(replica.is_busy for replica in pool.replicas if replica.state == "ready")
-    return max(pool.minimum, busy)
+    return max(pool.minimum, busy_of(pool))
 
 
 def _value(want: Want) -> float:

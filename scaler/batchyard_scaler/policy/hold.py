@@ -13,10 +13,10 @@ from batchyard_scaler.policy.work import Piece
 
 PAYS = 10.0
 """Work that takes so many times as long as a start is not held: the start is a small part of its cost."""
-SPREAD = 3.0
+SPREAD = 2.5
 """Margin for jobs that take longer than expected: so many times one job's time, times the root of their number. Run
 times of inference spread about as widely as their mean."""
-ACT_SECONDS = 20.0
+ACT_SECONDS = 5.0
 """Between a decision and its effect: a look of KEDA and one of the HPA."""
 
 

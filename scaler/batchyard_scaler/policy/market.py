@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from batchyard_scaler.policy.demand import fewest, lacking
 from batchyard_scaler.policy.hold import hold_seconds
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.policy.spot import WAIT_STARTS, can_count_on_starts, over_provision, urgent
-from batchyard_scaler.policy.surplus import surplus
+from batchyard_scaler.policy.surplus import busy_of, surplus
 from batchyard_scaler.policy.work import Piece, Replicas, Spare, by_deadline, rest_of
 
 FORECAST_STARTS = 2.0
@@ -76,13 +77,14 @@ def size(pools: Sequence[Pool], pieces: Sequence[Piece]) -> list[Want]:
     firm = [piece for piece in pieces if spot.isdisjoint(piece.servers)]
     movable = [piece for piece in pieces if not spot.isdisjoint(piece.servers)]
     on_demand = [pool for pool in pools if pool.capacity == "on_demand"]
+    left = firm
     for pool in cheapest_first(on_demand, work_seconds=_total(firm)):
-        firm = _size_on_demand(wants[pool.name], firm)
+        left = _size_on_demand(wants[pool.name], left)
     if movable:
-        movable = _size_movable(wants, movable)
+        _size_movable(wants, movable)
     for want in wants.values():
         _settle(want)
-    _blame([*firm, *movable], wants)
+    _count_unmeetable(wants, left, movable)
     return list(wants.values())
 
 
@@ -97,7 +99,7 @@ def _size_on_demand(want: Want, pieces: Sequence[Piece]) -> list[Piece]:
     return left
 
 
-def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> list[Piece]:
+def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
     """Spot as soon as it pays, on demand as late as is safe."""
     for want in wants.values():
         if want.replicas and want.pool.capacity == "on_demand":
@@ -124,9 +126,12 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> list[Piece]
         want.extra = min(over_provision(pool, mine, replicas=want.replicas), pool.maximum - want.replicas)
         capacity = want.capacity(with_new=can_count_on_starts(pool))
         want.replicas += want.extra
-        pieces = _merged(left, rest_of(mine, capacity))
+        # What no start on demand can save any more is left to spot, where there is any.
+        soonest = 0.0
+        if pool.count("ready", "starting"):
+            soonest = min((other.cold_start_seconds for other in on_demand), default=math.inf)
+        pieces = _merged(left, rest_of(mine, capacity, kept_until_seconds=soonest))
         ahead = _without(ahead, pool, capacity)
-    return pieces
 
 
 def _is_held(want: Want, pieces: Sequence[Piece], *, reserve_seconds: float = 0.0) -> bool:
@@ -149,7 +154,7 @@ def _fit(want: Want, pieces: Sequence[Piece], *, is_eager: bool = False) -> None
         want.ask(ready + len(starting) + need.replicas, rule=rule, due_seconds=need.due_seconds)
     else:
         enough = fewest(pieces, pool=pool)
-        replicas = max(min(enough.replicas, ready + len(starting)), len(starting), 1)
+        replicas = max(min(enough.replicas, ready + len(starting)), busy_of(pool) + len(starting), 1)
         want.ask(replicas, rule=rule, due_seconds=enough.due_seconds)
 
 
@@ -183,10 +188,14 @@ def _settle(want: Want) -> None:
     want.replicas = kept
 
 
-def _blame(left: Sequence[Piece], wants: Mapping[str, Want]) -> None:
-    """Tell of what comes too late: to the pool that would have done it, on demand if there is one."""
+def _count_unmeetable(wants: Mapping[str, Want], firm: Sequence[Piece], movable: Sequence[Piece]) -> None:
+    """Tell of what comes too late whoever does it: to an on-demand pool, if there is one for it."""
     order = sorted(wants.values(), key=lambda want: want.pool.capacity == "spot")
-    for piece in left:
+    left: Sequence[Piece] = movable
+    for want in order:
+        capacity = Spare(want.capacity(), want.taken)
+        left = _split(left, want.pool)[1] if want.rule == "hold" else _without(left, want.pool, capacity)
+    for piece in (*firm, *left):
         if piece.has_deadline and not piece.is_forecast:
             next(want for want in order if want.pool.name in piece.servers).unmeetable_jobs += piece.jobs
 

@@ -18,6 +18,11 @@ class Surplus(NamedTuple):
     """Where a surplus is kept: for how long at most."""
 
 
+def busy_of(pool: Pool) -> int:
+    """How many of those that are ready work."""
+    return sum(replica.is_busy for replica in pool.replicas if replica.state == "ready")
+
+
 def keep_seconds(pool: Pool) -> float:
     """How long an idle replica is kept."""
     slack = pool.usual_slack_seconds
@@ -30,9 +35,8 @@ def surplus(pool: Pool, *, needed: int, hands_over: bool = False) -> Surplus:
     """How many of those that are there stay, of which `needed` are needed. Who works is not sent away, unless
     `hands_over`: its work is done cheaper elsewhere, once it has finished what it holds."""
     live = pool.count("ready", "starting")
-    busy = sum(replica.is_busy for replica in pool.replicas if replica.state == "ready")
     if hands_over and not pool.idle_for_seconds:
         return Surplus(needed)
-    needed = max(needed, busy)
+    needed = max(needed, busy_of(pool))
     left = keep_seconds(pool) - pool.idle_for_seconds
     return Surplus(live, left) if needed < live and left > 0 else Surplus(needed)

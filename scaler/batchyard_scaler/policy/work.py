@@ -12,6 +12,8 @@ from batchyard_scaler.policy.records import Demand, Due, Fleet, Pool
 
 PRIOR_MARGIN = 2.0
 """Work whose model's speed is only guessed counts so many times."""
+RUNNING_DONE = 0.5
+"""Of a job that runs, so much is done on average; the most urgent ones run."""
 PAYBACK = 4.0
 """Work without a deadline is worth another replica when it keeps that busy so many times as long as its start takes."""
 SHORTEST_DRAIN_SECONDS = 10.0
@@ -98,14 +100,17 @@ def pieces_of(fleet: Fleet, pools: Sequence[Pool], demands: Iterable[Demand]) ->
         if not servers:
             continue
         margin = PRIOR_MARGIN if demand.is_prior else 1.0
+        begun = RUNNING_DONE * _running_seconds(demand)
         swap = min(pool.swap_seconds for pool in pools if pool.name in servers)
         slowest = max(drain[name] for name in servers)
         for due, is_forecast in _dues(demand):
             has_deadline = math.isfinite(due.in_seconds)
-            at = due.in_seconds - fleet.due_step_seconds if has_deadline else slowest
+            at = _at(due, step_seconds=fleet.due_step_seconds) if has_deadline else slowest
             may_wait = has_deadline and not demand.is_interactive and not demand.is_prior
             entry = merged.setdefault((at, servers, may_wait, has_deadline, is_forecast), [0.0, 0.0, 0.0])
-            entry[0] += due.work_seconds * margin + swap
+            done = min(begun, RUNNING_DONE * due.work_seconds)
+            begun -= done
+            entry[0] += (due.work_seconds - done) * margin + swap
             entry[1] += due.jobs
             entry[2] += due.jobs * demand.value
             swap = 0.0
@@ -120,18 +125,29 @@ def serves(pool: Pool, demand: Demand) -> bool:
     return demand.model in pool.models and (pool.capacity == "on_demand" or demand.is_tolerant)
 
 
-def rest_of(pieces: Sequence[Piece], capacity: Capacity) -> list[Piece]:
-    """What is not done by its deadline where the earliest deadline goes first."""
+def rest_of(pieces: Sequence[Piece], capacity: Capacity, *, kept_until_seconds: float = -math.inf) -> list[Piece]:
+    """What is not done by its deadline where the earliest deadline goes first. Work due before `kept_until_seconds` is
+    never left: it is done late, and other work is left in its place."""
     left = []
     total = missed = 0.0
     for piece in pieces:
         total += piece.work_seconds
-        lack = total - capacity.by(piece.due_seconds) - missed
-        if lack > TRIFLE_SECONDS:
+        lack = min(piece.work_seconds, total - capacity.by(piece.due_seconds) - missed)
+        if lack > TRIFLE_SECONDS and piece.due_seconds >= kept_until_seconds:
             missed += lack
-            share = lack / piece.work_seconds
-            left.append(piece._replace(work_seconds=lack, jobs=piece.jobs * share))
+            left.append(piece._replace(work_seconds=lack, jobs=piece.jobs * lack / piece.work_seconds))
     return left
+
+
+def _at(due: Due, *, step_seconds: float) -> float:
+    """The earliest that such work may be due; of a step that has begun, half of what is left of it."""
+    return due.in_seconds - min(step_seconds, max(0.0, due.in_seconds) / 2)
+
+
+def _running_seconds(demand: Demand) -> float:
+    """All the work of the jobs that run, as jobs of the mean size."""
+    jobs = sum(due.jobs for due in demand.due)
+    return sum(due.work_seconds for due in demand.due) * demand.running_jobs / jobs if jobs else 0.0
 
 
 def _dues(demand: Demand) -> list[tuple[Due, bool]]:
