@@ -133,7 +133,7 @@ def _long(folder: Path) -> Iterator[Done]:
 
 def _carried_out(plans: Sequence[tuple[str, Plan]], folder: Path) -> Iterator[Done]:
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        yield from pool.map(lambda named: _carry_out(*named, folder), plans)
+        yield from pool.map(lambda named: _carry_out(named[0], named[1], folder), plans)
 
 
 def _carry_out(name: str, plan: Plan, folder: Path) -> Done:

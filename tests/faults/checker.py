@@ -129,13 +129,13 @@ def results_are_own(facts: Facts) -> Found:
             yield row.id, f"has the result {row.value!r} for {row.token}"
     for call in facts.history.calls:
         for job, seen in call.seen.items():
-            row = facts.rows.get(job)
-            if row is None:
+            there = facts.rows.get(job)
+            if there is None:
                 yield job, f"was seen {seen.state} and does not exist"
-            elif State[seen.state.upper()].is_terminal and seen.state != row.state.word:
-                yield job, f"was seen {seen.state} and is {row.state.word}"
-            elif seen.state == "succeeded" and seen.value != answer(row.token):
-                yield job, f"was seen with the result {seen.value!r} for {row.token}"
+            elif State[seen.state.upper()].is_terminal and seen.state != there.state.word:
+                yield job, f"was seen {seen.state} and is {there.state.word}"
+            elif seen.state == "succeeded" and seen.value != answer(there.token):
+                yield job, f"was seen with the result {seen.value!r} for {there.token}"
 
 
 def streams_are_whole(facts: Facts) -> Found:

@@ -28,7 +28,7 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
     """Its result."""
 
 
-class Call(Event):
+class Call(Event, frozen=True, kw_only=True):
     """One request of a client, from its sending to its answer."""
 
     did: Literal["submit", "chunk", "poll", "cancel", "redrive", "trespass", "stream"]
@@ -49,7 +49,7 @@ class Call(Event):
     seen: dict[int, Seen] = {}
 
 
-class Transition(Event):
+class Transition(Event, frozen=True, kw_only=True):
     """One change of a job's row, as a trigger of the database saw it inside its transaction."""
 
     seq: int
@@ -79,7 +79,7 @@ class Transition(Event):
     owner_lease_ms: int | None = None
 
 
-class Death(Event):
+class Death(Event, frozen=True, kw_only=True):
     """A consumer's registration was declared dead."""
 
     at_ms: int
@@ -89,7 +89,7 @@ class Death(Event):
     """As it stood before."""
 
 
-class Ended(Event):
+class Ended(Event, frozen=True, kw_only=True):
     """A process of the run ended, by a fault or by itself."""
 
     at_ms: int
@@ -97,7 +97,7 @@ class Ended(Event):
     role: str
 
 
-class Fault(Event):
+class Fault(Event, frozen=True, kw_only=True):
     """Something was broken at `began_ms`, and no longer from `healed_ms` on."""
 
     name: str
@@ -107,14 +107,14 @@ class Fault(Event):
     """Consumers whose jobs it took: by the id of their registration."""
 
 
-class Tickets(Event):
+class Tickets(Event, frozen=True, kw_only=True):
     """Tickets that nobody could claim were taken by consumers that then died: how many came back to the broker."""
 
     published: int
     kept: int
 
 
-class Calm(Event):
+class Calm(Event, frozen=True, kw_only=True):
     """A stretch of load without faults, from an empty system to an empty system."""
 
     ticketed: int
@@ -122,7 +122,7 @@ class Calm(Event):
     claimed: int
 
 
-class Row(Event):
+class Row(Event, frozen=True, kw_only=True):
     """A job as it stood at the end."""
 
     id: int
@@ -147,7 +147,7 @@ class Row(Event):
     won_by: int | None = None
 
 
-class Sums(Event):
+class Sums(Event, frozen=True, kw_only=True):
     """What the ledgers said at the end."""
 
     tenant: str
@@ -157,7 +157,7 @@ class Sums(Event):
     """Successes that were billed."""
 
 
-class Setting(Event):
+class Setting(Event, frozen=True, kw_only=True):
     """What the run was told, and the times that it was allowed."""
 
     seed: int

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +63,14 @@ class Combination(NamedTuple):
 COMBINATIONS = [
     Combination(database, broker) for database in ("sqlite", "postgres") for broker in ("redis", "rabbitmq")
 ]
-_DATABASES = {"sqlite": servers.sqlite, "postgres": servers.postgres}
-_BROKERS = {"redis": servers.valkey, "rabbitmq": servers.rabbitmq}
+_DATABASES: Mapping[str, Callable[[Path], AbstractContextManager[servers.Database]]] = {
+    "sqlite": servers.sqlite,
+    "postgres": servers.postgres,
+}
+_BROKERS: Mapping[str, Callable[[], AbstractContextManager[servers.Broker]]] = {
+    "redis": servers.valkey,
+    "rabbitmq": servers.rabbitmq,
+}
 
 
 class Yard:
