@@ -1,4 +1,4 @@
-# make demo | test | check | bench | lock | clean
+# make demo | test | check | audit | bench | lock | clean
 # Each target does its own set-up: it needs Python 3.11 and make, nothing else.
 #   make test ARGS='tests/unit -k scheduling'     arguments for pytest
 #   make bench ARGS='--help'                      arguments for the benchmarks
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-format check-lint check-types check-imports format proto bench lock clean
+.PHONY: help venv demo test check check-format check-lint check-types check-imports audit format proto bench lock clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -35,9 +35,15 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest $(ARGS)
 
-check: check-format check-lint check-types check-imports
+check: check-format check-lint check-types check-imports audit
 
-check-format: venv
+check-# What is pinned: declared, installed, acceptable, and without known vulnerability where a database can be asked.
+# make audit ARGS=--strict fails where none can.
+audit: venv
+	$(BIN)/python -m pip check --disable-pip-version-check
+	$(BIN)/python -m tests.audit $(ARGS)
+
+format: venv
 	$(BIN)/ruff format --check .
 
 check-lint: venv
