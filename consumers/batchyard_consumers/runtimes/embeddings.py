@@ -6,7 +6,6 @@ is not a plain text transformer goes the library's own way at forward, with its 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ import torch
 
 from batchyard.errors import InvalidInput
 from batchyard.model import Model
+from batchyard_consumers.precision import InDtypes
 from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.sources import is_local
 from batchyard_consumers.runtimes.tokens import SAMPLE_TOKENS, Tokenizer, is_stateless, misfit
@@ -33,8 +33,6 @@ class SentenceEmbeddings(Model):
     tolerance = 0.999
 
     _encoder: Any
-    _loaded: Any = None
-    """In float32, while other dtypes are tried."""
     _tokenizer: Tokenizer | None = None
     """Set where texts are turned into tokens here."""
     _device: str
@@ -55,6 +53,7 @@ class SentenceEmbeddings(Model):
         self._encoder.eval()
         if "max_seq_length" in options:
             self._encoder.max_seq_length = int(options["max_seq_length"])
+        self._in_dtypes = InDtypes()
         self._device = device
         self._truncate_dim = self._encoder.truncate_dim
         if _is_plain_text(self._encoder):
@@ -90,12 +89,7 @@ class SentenceEmbeddings(Model):
 
     def use_dtype(self, name: str, *, for_good: bool) -> None:
         """See `precision.py`."""
-        if self._loaded is None:
-            self._loaded = self._encoder
-        as_loaded = name == "float32"
-        self._encoder = self._loaded if as_loaded else copy.deepcopy(self._loaded).to(getattr(torch, name))
-        if for_good:
-            self._loaded = None
+        self._encoder = self._in_dtypes.use(self._encoder, name, for_good=for_good)
 
     def proofs(self) -> list[Any]:
         return list(proofs.TEXTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from batchyard.errors import InvalidInput, ModelLoadError
 from batchyard.model import Model
+from batchyard_consumers.precision import InDtypes
 from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.sources import is_local
 from batchyard_consumers.runtimes.tokens import Tokenizer, is_stateless
@@ -33,8 +33,6 @@ class Pretrained(Model):
     _head: str
     """Name of the library's class that brings the head."""
     _module: Any
-    _loaded: Any = None
-    """In float32, while other dtypes are tried."""
     _tokenizer: Tokenizer
     _labels: list[str]
 
@@ -44,12 +42,7 @@ class Pretrained(Model):
 
     def use_dtype(self, name: str, *, for_good: bool) -> None:
         """See `precision.py`."""
-        if self._loaded is None:
-            self._loaded = self._module
-        as_loaded = name == "float32"
-        self._module = self._loaded if as_loaded else copy.deepcopy(self._loaded).to(getattr(torch, name))
-        if for_good:
-            self._loaded = None
+        self._module = self._in_dtypes.use(self._module, name, for_good=for_good)
 
     def proofs(self) -> list[Any]:
         return list(proofs.TEXTS)
@@ -68,6 +61,7 @@ class Pretrained(Model):
             .to(device)
             .eval()
         )
+        self._in_dtypes = InDtypes()
         names = self._module.config.id2label
         self._labels = [str(names[place]) for place in range(len(names))]
         self.concurrent_forward = not self._where()["trust_remote_code"] and is_stateless(self._module)

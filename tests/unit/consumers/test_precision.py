@@ -69,7 +69,23 @@ def test_auto_tries_all_and_says_what_it_found(monkeypatch: pytest.MonkeyPatch) 
     assert (
         said == "bfloat16 (bfloat16 2.00 times as fast, agreement 0.9500; float16 4.00 times as fast, agreement 0.5000)"
     )
-    assert model.used == [("float32", False), ("bfloat16", False), ("float16", False), ("bfloat16", True)]
+    assert model.used[-1] == ("bfloat16", True)
+    assert not any(for_good for _, for_good in model.used[:-1])
+
+
+def test_a_dtype_that_is_far_behind_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Switching({"bfloat16": 1.0, "float16": 1.0})
+    passes: list[str] = []
+    times = {"float32": 1.0, "bfloat16": 1.5, "float16": 9.0}
+
+    def run_alone(model: Switching, *_: object) -> float:
+        passes.append(model.used[-1][0])
+        return times[passes[-1]]
+
+    monkeypatch.setattr(precision, "run_alone", run_alone)
+    assert [trial.seconds for trial in precision.try_all(model, "cpu")] == [1.0, 1.5, 9.0]
+    assert passes.count("float16") == 1
+    assert passes.count("float32") == passes.count("bfloat16") == precision.TRIALS
 
 
 def test_a_dtype_that_is_named_is_used_untried() -> None:
@@ -97,7 +113,6 @@ def test_embeddings_in_bfloat16_stay_close() -> None:
     assert found.dtype == torch.float32
     assert model.agreement(expected, found) >= model.tolerance
     assert not torch.equal(expected, found)
-    model.use_dtype("float32", for_good=True)
     lengths = [model.cost(item) for item in model.preprocess(list(proofs.TEXTS), {})]
     assert min(lengths) < 8
     assert max(lengths) > 150
