@@ -1,4 +1,4 @@
-# make demo | test | check | audit | bench | lock | clean
+# make demo | test | check | audit | bench | bench-scaler | lock | clean
 # Each target does its own set-up: it needs Python 3.11 and make, nothing else.
 #   make test ARGS='tests/unit -k scheduling'     arguments for pytest
 #   make bench ARGS='--help'                      arguments for the benchmarks
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-format check-lint check-types check-imports audit format proto bench lock clean
+.PHONY: help venv demo test check check-format check-lint check-types check-imports audit format proto bench bench-scaler lock clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -61,6 +61,9 @@ format: venv
 
 bench: venv
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-scaler: venv
+	$(BIN)/python -m tests.benchmarks.scaler $(ARGS)
 
 # What is generated from the proto file that KEDA's external scaler is published by.
 EXTERNAL := scaler/batchyard_scaler/external

@@ -1,0 +1,108 @@
+"""How long one round of decisions takes, and `/metrics`, over many queues and a deep backlog.
+
+The round is the whole of it: what the scaler reads from the database, the policy, and the decisions written down.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+
+from batchyard.configuration import load_settings
+from batchyard.jobs import Lane, Submission
+from batchyard.settings import Settings
+from batchyard.store import migrate
+from batchyard.store.base import JobStore, ModelConfig
+from batchyard.store.open import open_store
+from batchyard_scaler.sizing import Sizer
+from tests.benchmarks.system import ROOT
+from tests.servers.processes import free_port, running, server_folder
+
+QUEUES_A_POOL = 20
+DEADLINES = 5
+"""Of each queue, 15 minutes apart."""
+TIMES = 30
+
+
+def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, float]]:
+    """Medians in milliseconds, by what was measured: on SQLite, with one API process and its leader."""
+    with server_folder("deciding") as folder:
+        port = free_port()
+        _configure(folder, port=port, queues=queues)
+        settings = load_settings(folder / "batchyard.toml", folder / "state")
+        migrate.upgrade(settings.database.url)
+        store = open_store(settings.database.url, state_dir=settings.state_dir)
+        try:
+            _fill(store, settings, jobs=jobs)
+            sizer = Sizer(settings, store=store)
+            asked = f"{queues} queues, {jobs:,} queued jobs"
+            yield f"one round of decisions, {asked}", _median(lambda: sizer.round(lambda pool, live: len(live)))
+            command = [sys.executable, "-m", "batchyard.cli", "--config", "batchyard.toml", "--state", "state", "api"]
+            url = f"http://127.0.0.1:{port}"
+            environment = {"PYTHONPATH": str(ROOT)}
+            with (
+                running(command, directory=folder, ready=lambda: _answers(url), environment=environment),
+                httpx.Client(base_url=url, timeout=60) as http,
+            ):
+                yield f"GET /metrics, {asked}", _median(lambda: http.get("/metrics").raise_for_status())
+        finally:
+            store.close()
+
+
+def _configure(folder: Path, *, port: int, queues: int) -> None:
+    names = [f"model-{number:03d}" for number in range(queues)]
+    lines = [
+        "[database]",
+        f'url = "sqlite:///{folder}/jobs.db"',
+        "[server]",
+        f'bind = "127.0.0.1:{port}"',
+        "[broker]",
+        f'url = "redis://127.0.0.1:{free_port()}"',
+    ]
+    for name in names:
+        lines += [f"[models.{name}]", 'runtime = "tests.benchmarks.models:NoOp"']
+    for first in range(0, queues, QUEUES_A_POOL):
+        lines += [f"[pools.pool-{first}]", f"models = {names[first : first + QUEUES_A_POOL]}", "max = 50"]
+    (folder / "batchyard.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _fill(store: JobStore, settings: Settings, *, jobs: int) -> None:
+    wanted = [ModelConfig(model=model.name, version=model.version, runtime=model.runtime) for model in settings.models]
+    versions = store.sync_models(wanted)
+    count = jobs // (len(versions) * DEADLINES)
+    now_ms = store.now_ms()
+    for version in versions:
+        store.submit(
+            [
+                Submission(
+                    tenant_id=1,
+                    queue_id=version.queue_ids[Lane.FIRM],
+                    inputs=[b'"text"'] * count,
+                    costs=[100] * count,
+                    deadline_ms=now_ms + (step + 1) * 900_000,
+                )
+                for step in range(DEADLINES)
+            ]
+        )
+
+
+def _median(call: Callable[[], object]) -> float:
+    call()
+    seconds = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1000
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=1).status_code == 200
+    except httpx.HTTPError:
+        return False
