@@ -1,4 +1,4 @@
-# make demo | test | check | audit | bench | bench-scaler | lock | clean
+# make demo | test | check | audit | faults | bench | bench-scaler | lock | clean
 # Each target does its own set-up: it needs Python 3.11 and make, nothing else.
 #   make test ARGS='tests/unit -k scheduling'     arguments for pytest
 #   make bench ARGS='--help'                      arguments for the benchmarks
@@ -58,6 +58,14 @@ check-imports: venv
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What breaks, and who holds: every combination of database and broker, then the mutants that the checker must catch.
+faults: venv
+	$(BIN)/python -m tests.faults $(ARGS)
+
+# A million jobs; interrupted, it goes on where it was when called again. Its parts are in build/faults-long.
+faults-long: venv
+	$(BIN)/python -m tests.faults --long $(ARGS)
 
 bench: venv
 	$(BIN)/python -m tests.benchmarks $(ARGS)
