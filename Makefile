@@ -37,13 +37,7 @@ test: venv
 
 check: check-format check-lint check-types check-imports audit
 
-check-# What is pinned: declared, installed, acceptable, and without known vulnerability where a database can be asked.
-# make audit ARGS=--strict fails where none can.
-audit: venv
-	$(BIN)/python -m pip check --disable-pip-version-check
-	$(BIN)/python -m tests.audit $(ARGS)
-
-format: venv
+check-format: venv
 	$(BIN)/ruff format --check .
 
 check-lint: venv
@@ -54,6 +48,12 @@ check-types: venv
 
 check-imports: venv
 	$(BIN)/lint-imports --no-logo
+
+# What is pinned: declared, installed, acceptable, and without known vulnerability where a database can be asked.
+# make audit ARGS=--strict fails where none can.
+audit: venv
+	$(BIN)/python -m pip check --disable-pip-version-check
+	$(BIN)/python -m tests.audit $(ARGS)
 
 format: venv
 	$(BIN)/ruff format .
