@@ -1,0 +1,104 @@
+"""Real consumers from nothing to N and back, sized by KEDA's client over both triggers, from what is rendered."""
+
+import ast
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from batchyard.store import migrate
+from tests.services.keda import autoscaler, cluster, sources
+from tests.services.keda.yard import MOST, Yard
+
+
+@pytest.fixture
+def yard(tmp_path: Path, postgres_database: Callable[[], str], valkey_url: str) -> Iterator[Yard]:
+    database = postgres_database()
+    migrate.upgrade(database)
+    with ExitStack() as closing:
+        yard = Yard(tmp_path, database=database, broker=valkey_url, closing=closing)
+        yard.start_api()
+        yard.run("check")
+        yard.make_pools()
+        yield yard
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_pools_follow_their_decisions_from_nothing_to_nothing(yard: Yard) -> None:
+    scaler = yard.start_scaler()
+    yard.run_keda()
+    yard.until(lambda: all(one.looks > one.failed_looks + 2 for one in yard.autoscalers.values()))
+    assert yard.sizes() == {"polled": 0, "pushed": 0}
+
+    # Up, under load, until the work is known to be small; held there by hand.
+    loads = [yard.submit(pool, 0.02, jobs=400) for pool in MOST]
+    yard.until(lambda: {pool: yard.decided(pool) for pool in MOST} == MOST)
+    for pool, replicas in MOST.items():
+        yard.store.pin_pool(pool, replicas=replicas)
+    yard.lands_on(**MOST)
+    for ids in loads:
+        yard.finish(ids)
+    assert [one.history[0] for one in yard.deployments.values()] == [(1, "look"), (1, "stream")]
+    yard.until(lambda: sum(info.state == "ready" for info in yard.store.consumers()) == sum(MOST.values()))
+    zones = {pod.zone for one in yard.deployments.values() for pod in one.pods}
+    assert {info.zone for info in yard.store.consumers()} == zones
+
+    # Without a scaler, and then without a fresh decision, all stay, and work.
+    changes = yard.histories()
+    before = {pool: list(changes[pool]) for pool in MOST}
+    scaler.kill()
+    scaler.wait()
+    yard.let_decisions_age()
+    yard.until(lambda: {pool: yard.decided(pool) for pool in MOST} == {"polled": None, "pushed": None})
+    seen = {pool: (one.failed_looks, one.syncs) for pool, one in yard.autoscalers.items()}
+    for pool in MOST:
+        yard.finish(yard.submit(pool, 0.02, jobs=20))
+    yard.until(
+        lambda: all(
+            one.failed_looks > seen[pool][0] + 10 and one.syncs > seen[pool][1] + 4
+            for pool, one in yard.autoscalers.items()
+        )
+    )
+    assert yard.histories() == before
+
+    # The next scaler decides on; of a pool that shrinks the busy consumer stays.
+    yard.start_scaler()
+    yard.lands_on(**MOST)
+    polled = yard.deployments["polled"]
+    yard.until(lambda: {pod.deletion_cost for pod in polled.pods} == {0})
+    long = yard.submit("polled", 6.0, jobs=1)
+    yard.until(lambda: sorted(pod.deletion_cost for pod in polled.pods) == [0, 100])
+    [busy] = [pod for pod in polled.pods if pod.deletion_cost]
+    yard.store.pin_pool("polled", replicas=1)
+    yard.lands_on(polled=1, pushed=2)
+    assert polled.pods == [busy]
+    [job] = yard.finish(long)
+    assert job["attempt"] == 1
+
+    # Down to nothing by themselves.
+    for pool in MOST:
+        yard.store.pin_pool(pool, replicas=None)
+    yard.lands_on(polled=0, pushed=0)
+    for one in yard.deployments.values():
+        one.wait_for_the_gone()
+        assert [(pod.process.returncode, pod.was_killed) for pod in one.gone] == [(0, False)] * len(one.gone)
+        assert one.history[-1] == (0, "cool-down")
+
+
+def test_the_client_knows_nothing_of_batchyard() -> None:
+    for module in (autoscaler, cluster, sources):
+        tree = ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
+        imported = {
+            name
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert not [name for name in imported if name.startswith("batchyard")], module.__name__
