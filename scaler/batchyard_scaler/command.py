@@ -12,6 +12,7 @@ import click
 from batchyard.cli.extras import needs
 from batchyard.cli.invocation import Invocation
 from batchyard.cli.options import spot_options
+from batchyard.configuration.values import Refused, bind
 from batchyard.logs import configure_logging
 from batchyard.settings import Settings
 from batchyard.store.base import JobStore
@@ -20,9 +21,21 @@ from batchyard_scaler.local import LocalScaler
 from batchyard_scaler.spot_emulation import SpotEmulation
 
 
+def _address(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return None if value is None else bind(value)
+    except Refused as refused:
+        raise click.BadParameter(f'"{value}" is not {refused}') from None
+
+
 @click.command()
 @click.option("--local", is_flag=True, help="Start and drain the consumers too, as processes of this machine.")
-@click.option("--grpc-bind", metavar="HOST:PORT", help="Tell KEDA's trigger external-push the decisions here.")
+@click.option(
+    "--grpc-bind",
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Tell KEDA's trigger external-push the decisions here; port 0: any free one.",
+)
 @spot_options
 @click.pass_obj
 def scaler(
@@ -59,7 +72,7 @@ def scaler(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     try:
-        with _telling(settings, store, bind=grpc_bind) if grpc_bind else nullcontext():
+        with _telling(settings, store, address=grpc_bind) if grpc_bind else nullcontext():
             running.run()
     finally:
         store.close()
@@ -72,7 +85,7 @@ def _emulation(trace: Path, *, notice_seconds: float, speed: float) -> SpotEmula
     return SpotEmulation(read_spot(trace), notice_seconds=notice_seconds, speed=speed)
 
 
-def _telling(settings: Settings, store: JobStore, *, bind: str) -> AbstractContextManager[int]:
+def _telling(settings: Settings, store: JobStore, *, address: str) -> AbstractContextManager[int]:
     with needs(feature="--grpc-bind", extra="scaler"):
         from batchyard_scaler.external.server import serving
-    return serving(store, pools=[pool.name for pool in settings.pools], bind=bind)
+    return serving(store, pools=[pool.name for pool in settings.pools], bind=address)

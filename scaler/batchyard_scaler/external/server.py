@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
-from batchyard.errors import ConfigurationError
+from batchyard.errors import Unavailable
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_scaler.external import externalscaler_pb2 as messages
@@ -88,7 +88,7 @@ async def _refuse(context: Any, code: grpc.StatusCode, reason: str) -> NoReturn:
 
 @contextmanager
 def serving(store: JobStore, *, pools: Sequence[str], bind: str) -> Iterator[int]:
-    """Serve on a thread of its own while the block runs; gives the port. ConfigurationError where it is taken."""
+    """Serve on a thread of its own while the block runs; gives the port. Unavailable where it is taken."""
     server = _Server(Decisions(store, pools=pools), bind=bind)
     server.start()
     try:
@@ -114,8 +114,9 @@ class _Server:
         self._thread.start()
         self._started.wait(START_SECONDS)
         if not self.port:
-            reason = "is not served in time" if self._fault is None else f"cannot be served: {self._fault}"
-            raise ConfigurationError([f'--grpc-bind: "{self._bind}" {reason}; give HOST:PORT with a free port'])
+            raise Unavailable(
+                f'--grpc-bind "{self._bind}" cannot be served: give an address of this machine, and a port that is free'
+            ) from self._fault
         log_event(log, "external_scaler_serves", bind=self._bind, port=self.port)
 
     def stop(self) -> None:

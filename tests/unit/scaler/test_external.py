@@ -12,11 +12,13 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 
-from batchyard.errors import ConfigurationError, Unavailable
+from batchyard.errors import Unavailable
 from batchyard.store.base import PoolDecision
 from batchyard.testing import memory_store
 from batchyard_scaler import external
+from batchyard_scaler.command import scaler
 from batchyard_scaler.external import externalscaler_pb2 as messages
 from batchyard_scaler.external.decisions import Decisions, NoDecision
 from batchyard_scaler.external.server import serving
@@ -177,6 +179,23 @@ def test_a_database_that_is_away_lets_the_last_decision_age() -> None:
     store.close()
 
 
+def test_every_replica_answers_from_the_same_decisions(yard: Yard) -> None:
+    yard.decide(5)
+    until(lambda: not refusal(yard.metric) and yard.metric() == 5)
+    with serving(yard.store, pools=["p"], bind="127.0.0.1:0") as port:
+        first, yard.channel = yard.channel, grpc.insecure_channel(f"127.0.0.1:{port}")
+        until(lambda: not refusal(yard.metric) and yard.metric() == 5)
+        yard.channel.close()
+        yard.channel = first
+
+
+@pytest.mark.parametrize("address", ["9090", "0.0.0.0:99999", "::1:9090x"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    refused = CliRunner().invoke(scaler, ["--grpc-bind", address], obj=None)
+    assert refused.exit_code == 2
+    assert f'"{address}" is not HOST:PORT, such as "127.0.0.1:8080"' in " ".join(refused.output.split())
+
+
 def test_probes_find_it_healthy(yard: Yard) -> None:
     check = yard.channel.unary_unary("/grpc.health.v1.Health/Check")
     assert check(b"", timeout=SECONDS) == b"\x08\x01"
@@ -185,7 +204,7 @@ def test_probes_find_it_healthy(yard: Yard) -> None:
 def test_a_port_that_is_taken_is_named(yard: Yard) -> None:
     with serving(yard.store, pools=["p"], bind="127.0.0.1:0") as port:
         bind = f"127.0.0.1:{port}"
-        with pytest.raises(ConfigurationError, match=bind), serving(yard.store, pools=["p"], bind=bind):
+        with pytest.raises(Unavailable, match=bind), serving(yard.store, pools=["p"], bind=bind):
             raise AssertionError("served twice")
 
 
