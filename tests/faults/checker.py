@@ -291,12 +291,13 @@ def sums_are_right(facts: Facts) -> Found:
 
 
 def work_resumes(facts: Facts) -> Found:
-    """After every fault submissions, claims and the jobs of its victims go on within the time allowed."""
+    """After every fault, and those that struck meanwhile, submissions, claims and the jobs of its victims go on within
+    the time allowed."""
     for recovery in recoveries(facts.history):
-        if recovery.ms is None:
+        if recovery.undisturbed_ms is None:
             yield 0, f"work never went on after {recovery.name}"
-        elif recovery.ms > facts.history.setting.recovery_ms:
-            yield 0, f"work went on {recovery.ms} ms after {recovery.name}"
+        elif recovery.undisturbed_ms > facts.history.setting.recovery_ms:
+            yield 0, f"work went on {recovery.undisturbed_ms} ms after {recovery.name} and what followed"
 
 
 def claims_come_before_acknowledgements(facts: Facts) -> Found:

@@ -22,6 +22,7 @@ TRIES = 8
 TRY_AGAIN_SECONDS = 0.3
 PAUSE_SECONDS = 0.03
 """Between two calls of a client."""
+RUSH_SECONDS = 0.3
 
 
 class Made(NamedTuple):
@@ -92,6 +93,7 @@ class Load:
         self._history = history
         self._stop = threading.Event()
         self._rate = rate / clients
+        self._rush_until = 0.0
         self._threads = [
             threading.Thread(target=self._run, args=(urls, number, *pair, seed), name=f"faults-client-{number}")
             for number, pair in enumerate(_spread(keys, clients))
@@ -112,6 +114,10 @@ class Load:
         if self._errors:
             raise self._errors[0]
 
+    def rush(self) -> None:
+        """Have all clients submit as fast as they can for a moment, so that a fault meets calls under way."""
+        self._rush_until = time.monotonic() + RUSH_SECONDS
+
     def check(self) -> None:
         """Raise what ended a client, if anything did."""
         if self._errors:
@@ -123,6 +129,9 @@ class Load:
         client = _Client(self, caller, name=f"c{number}", rng=rng, history=self._history)
         try:
             while not self._stop.is_set():
+                if time.monotonic() < self._rush_until:
+                    client.submit_one()
+                    continue
                 if time.monotonic() >= client.submits_at:
                     client.submits_at = time.monotonic() + client.submit() / self._rate
                 else:
@@ -150,13 +159,13 @@ class _Client:
 
     def submit(self) -> int:
         """Submit in one way or another; returns how many jobs."""
-        return self._rng.choices([self._submit_one, self._submit_many, self._feed_bulk], [60, 30, 10])[0]()
+        return self._rng.choices([self.submit_one, self._submit_many, self._feed_bulk], [60, 30, 10])[0]()
 
     def look_after(self) -> None:
         """Do something about jobs that exist."""
         self._rng.choices([self._poll, self._cancel, self._redrive, self._trespass], [70, 14, 8, 8])[0]()
 
-    def _submit_one(self) -> int:
+    def submit_one(self) -> int:
         return self._submit(self._tokens(1))
 
     def _submit_many(self) -> int:

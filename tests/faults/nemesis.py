@@ -18,6 +18,7 @@ from batchyard.broker.tickets import TICKET_BYTES
 from batchyard.errors import BrokerDown
 from batchyard.jobs import ID_STRIDE
 from tests.faults.history import Call, Fault, Tickets
+from tests.faults.load import RUSH_SECONDS, Load
 from tests.faults.members import REPOSITORY, Member, now_ms, variables
 from tests.faults.servers import Postgres, Valkey
 from tests.faults.yard import QUEUES, Combination, Yard, mutated
@@ -29,6 +30,9 @@ UNKNOWN_JOB = 1 << 40
 """Ids from here on are older than any job."""
 LATE_WRITER_SECONDS = 60
 BUSY_SECONDS = 3.0
+SETTLED_SHARE = 0.75
+"""Of the faults; the others are followed by the next one while their damage lasts."""
+SETTLE_SECONDS = 15.0
 _HOLDERS = """
 SELECT DISTINCT c.pid FROM jobs j JOIN consumers c ON c.id = j.owner
 WHERE j.state = 1 AND c.state IN ('starting', 'ready', 'draining')
@@ -38,18 +42,31 @@ WHERE j.state = 1 AND c.state IN ('starting', 'ready', 'draining')
 class Nemesis:
     """Breaks one thing at a time. What a fault returns are the consumers whose jobs it took."""
 
-    def __init__(self, yard: Yard, rng: random.Random, *, mutant: str = "") -> None:
+    def __init__(self, yard: Yard, load: Load, rng: random.Random, *, mutant: str = "") -> None:
         self._yard = yard
+        self._load = load
         self._rng = rng
         self._mutant = mutant
 
     def strike(self, name: str) -> None:
         """Inject one fault, heal it, and write it down."""
         fault: Callable[[], Sequence[int] | None] = getattr(self, name)
+        self._load.rush()
+        time.sleep(self._rng.uniform(0, RUSH_SECONDS))
         began = now_ms()
         victims = fault() or ()
         # What ends a process or sends nonsense is over as soon as it began.
         self._yard.history.add([Fault(name=name, began_ms=began, healed_ms=now_ms(), victims=tuple(victims))])
+        if self._rng.random() < SETTLED_SHARE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for a claim, so that the next fault meets a system at work; not for ever."""
+        [(last,)] = self._yard.select("SELECT coalesce(max(seq), 0) FROM faults_changes")
+        claimed = "SELECT 1 FROM faults_changes WHERE seq > :last AND went = 1 AND came = 0 LIMIT 1"
+        give_up = time.monotonic() + SETTLE_SECONDS
+        while not self._yard.select(claimed, last=last) and time.monotonic() < give_up:
+            time.sleep(0.05)
 
     # --- processes ---
 

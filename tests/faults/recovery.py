@@ -8,27 +8,35 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from batchyard.jobs import State
-from tests.faults.history import History, Transition
+from tests.faults.history import Fault, History, Transition
 
 NEVER = 1 << 50
 
 
 class Recovery(NamedTuple):
+    """Work went on after a fault. Milliseconds; None: never."""
+
     name: str
     ms: int | None
-    """None: never."""
+    """From the fault's end, for what its victims held from its beginning."""
+    undisturbed_ms: int | None
+    """Where other faults struck meanwhile, from the end of the last of them."""
+
+    @property
+    def was_overtaken(self) -> bool:
+        return self.ms != self.undisturbed_ms
 
 
 class _Held(NamedTuple):
-    """A consumer held a job from `since_ms`; `until_ms` None: to the end of the history."""
+    """A consumer held a job from `since_ms` on; `until_ms` NEVER: to the end of the history."""
 
     since_ms: int
-    until_ms: int | None
+    until_ms: int
 
 
 def recoveries(history: History) -> list[Recovery]:
-    """For each fault: from its end until a submission begun later is accepted, and a job is claimed, and from its
-    beginning until no victim holds a job that it held then, whichever is longest."""
+    """For each fault: when a submission begun after its end was accepted, and a job claimed, and no victim held a job
+    any more that it held at its beginning, whichever came last."""
     accepted = sorted(
         (call.began_ms, call.ended_ms) for call in history.calls if call.outcome == "ok" and call.did == "submit"
     )
@@ -42,22 +50,34 @@ def recoveries(history: History) -> list[Recovery]:
     for fault in history.faults:
         place = bisect_left(accepted, (fault.healed_ms, 0))
         claim = bisect_left(claims, fault.healed_ms)
-        if place == len(accepted) or claim == len(claims):
-            found.append(Recovery(fault.name, None))
-            continue
-        waits = [first_answer[place] - fault.healed_ms, claims[claim] - fault.healed_ms]
-        waits += [
-            (NEVER if one.until_ms is None else one.until_ms) - fault.began_ms
-            for owner in fault.victims
-            for one in held[owner]
-            if one.since_ms <= fault.began_ms < (one.until_ms or NEVER)
-        ]
-        worst = max(waits)
-        found.append(Recovery(fault.name, None if worst > NEVER // 2 else worst))
+        serves_ms = first_answer[place] if place < len(accepted) else NEVER
+        works_ms = claims[claim] if claim < len(claims) else NEVER
+        freed_ms = _freed(fault, held)
+        found.append(_recovery(fault, history.faults, goes_on_ms=max(serves_ms, works_ms), freed_ms=freed_ms))
     return found
 
 
-def _holdings(transitions: list[Transition]) -> dict[int, list[_Held]]:
+def _recovery(fault: Fault, faults: Sequence[Fault], *, goes_on_ms: int, freed_ms: int) -> Recovery:
+    at_ms = max(goes_on_ms, freed_ms)
+    if at_ms >= NEVER:
+        return Recovery(fault.name, None, None)
+    own_ms = max(goes_on_ms - fault.healed_ms, freed_ms - fault.began_ms)
+    later = [other.healed_ms for other in faults if fault.began_ms < other.began_ms < at_ms]
+    return Recovery(fault.name, own_ms, min(own_ms, max(0, at_ms - max(later))) if later else own_ms)
+
+
+def _freed(fault: Fault, held: dict[int, list[_Held]]) -> int:
+    """When no victim held a job any more that it held at the beginning; that beginning, where none did."""
+    until = [
+        one.until_ms
+        for owner in fault.victims
+        for one in held.get(owner, ())
+        if one.since_ms <= fault.began_ms < one.until_ms
+    ]
+    return max(until, default=fault.began_ms)
+
+
+def _holdings(transitions: Sequence[Transition]) -> dict[int, list[_Held]]:
     holdings: dict[int, list[_Held]] = defaultdict(list)
     since: dict[int, tuple[int, int]] = {}
     for change in sorted(transitions, key=lambda change: change.seq):
@@ -67,7 +87,7 @@ def _holdings(transitions: list[Transition]) -> dict[int, list[_Held]]:
         if change.went is State.RUNNING and change.owner is not None:
             since[change.job] = (change.owner, change.at_ms)
     for owner, began in since.values():
-        holdings[owner].append(_Held(began, None))
+        holdings[owner].append(_Held(began, NEVER))
     return holdings
 
 

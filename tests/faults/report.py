@@ -31,7 +31,9 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     unanswered: int
     faults: int
     waits: list[tuple[str, int]]
-    """Of each fault that work went on after: its name, and the milliseconds until then."""
+    """Of each fault that work went on after, before another one struck: its name, and the milliseconds until then."""
+    overtaken: int
+    """Faults after which another one struck before that."""
     ticketed: int
     claimed: int
     """Both without faults."""
@@ -51,6 +53,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
 def findings(history: History, *, digest: str, seconds: float) -> Findings:
     anomalies = check(history)
+    recovered = recoveries(history)
     return Findings(
         digest=digest,
         seconds=seconds,
@@ -59,7 +62,8 @@ def findings(history: History, *, digest: str, seconds: float) -> Findings:
         calls=len(history.calls),
         unanswered=sum(call.outcome == "unknown" for call in history.calls),
         faults=len(history.faults),
-        waits=[(each.name, each.ms) for each in recoveries(history) if each.ms is not None],
+        waits=[(each.name, each.ms) for each in recovered if each.ms is not None and not each.was_overtaken],
+        overtaken=sum(each.was_overtaken for each in recovered),
         ticketed=sum(calm.ticketed for calm in history.calms),
         claimed=sum(calm.claimed for calm in history.calms),
         rules=Counter(anomaly.rule for anomaly in anomalies),
@@ -72,13 +76,19 @@ def totals(every: Sequence[Findings]) -> str:
     waits = [ms for each in every for _, ms in each.waits]
     claimed = sum(each.claimed for each in every)
     faults = sum(each.faults for each in every)
-    return (
-        f"{sum(each.jobs for each in every)} jobs, {sum(each.claims for each in every)} claims, "
-        f"{sum(each.calls for each in every)} calls ({sum(each.unanswered for each in every)} without an answer), "
-        f"{faults} faults: lost {sum(each.count(LOST) for each in every)}, "
-        f"duplicated {sum(each.count(DUPLICATED) for each in every)}, "
-        f"unexpected {sum(each.unexpected for each in every)}, recovered from {len(waits)} of {faults}, "
-        f"{_spread(waits)}, {sum(each.ticketed for each in every) / max(claimed, 1):.2f} ids ticketed per job claimed"
+    overtaken = sum(each.overtaken for each in every)
+    return ", ".join(
+        [
+            f"{sum(each.jobs for each in every)} jobs",
+            f"{sum(each.claims for each in every)} claims",
+            f"{sum(each.calls for each in every)} calls ({sum(each.unanswered for each in every)} without an answer)",
+            f"{faults} faults: lost {sum(each.count(LOST) for each in every)}",
+            f"duplicated {sum(each.count(DUPLICATED) for each in every)}",
+            f"unexpected {sum(each.unexpected for each in every)}",
+            f"recovered from {len(waits) + overtaken} ({overtaken} overtaken by the next)",
+            _spread(waits),
+            f"{sum(each.ticketed for each in every) / max(claimed, 1):.2f} ids ticketed per job claimed",
+        ]
     )
 
 

@@ -17,8 +17,6 @@ from tests.faults.load import MODEL, Caller, Load, lookups, note_poll
 from tests.faults.nemesis import Nemesis, faults_of, schedule
 from tests.faults.yard import Combination, Yard, await_ready, yard
 
-STUCK_SECONDS = {False: 25.0, True: 12.0}
-"""Without a job ending for this long, whatever is unfinished stays so; sooner where a mutant is expected to fail."""
 CALM_JOBS = 400
 STREAM_SECONDS = 10.0
 
@@ -32,13 +30,19 @@ class Plan:
     jobs: int
     faults: int | tuple[str, ...]
     """How many of those that the combination knows, or which."""
-    rate: float = 120.0
-    """Jobs submitted per second."""
+    rate: float = 60.0
+    """Jobs submitted per second, beside the rushes."""
     clients: int = 6
     consumers: int = 2
     lease_seconds: float = 3.0
     recovery_seconds: float = 30.0
     mutant: str = ""
+
+    @property
+    def stuck_seconds(self) -> float:
+        """Without a job ending for this long, whatever is unfinished stays so: a lease that runs out, the leader's
+        patience with silent consumers, which is another, and its rounds."""
+        return 3 * self.lease_seconds + 10
 
     @property
     def strikes(self) -> Iterator[tuple[float, str]]:
@@ -61,16 +65,16 @@ def run(plan: Plan) -> History:
     ):
         keys = made.make_keys()
         load = Load(made.urls, keys=keys, history=history, seed=plan.seed, clients=plan.clients, rate=plan.rate)
-        nemesis = Nemesis(made, random.Random(plan.seed), mutant=plan.mutant)
+        nemesis = Nemesis(made, load, random.Random(plan.seed), mutant=plan.mutant)
         with load.running():
             for pause, name in plan.strikes:
                 time.sleep(pause)
                 load.check()
                 nemesis.strike(name)
             _outlast(load, made, jobs=plan.jobs)
-        is_drained = drain(made, stuck_seconds=STUCK_SECONDS[bool(plan.mutant)])
+        is_drained = drain(made, stuck_seconds=plan.stuck_seconds)
         if not plan.mutant:
-            _calm(made, keys)
+            _calm(made, keys, stuck_seconds=plan.stuck_seconds)
         _audit(made, keys, load, streams=is_drained)
         made.record()
     return history
@@ -102,7 +106,7 @@ def drain(made: Yard, *, stuck_seconds: float) -> bool:
     return left == 0
 
 
-def _calm(made: Yard, keys: Mapping[str, str]) -> None:
+def _calm(made: Yard, keys: Mapping[str, str], *, stuck_seconds: float) -> None:
     """Load without faults: how often is a job ticketed?"""
     [(tenant, key), *_] = keys.items()
     before = made.ticketed(), made.claimed()
@@ -114,7 +118,7 @@ def _calm(made: Yard, keys: Mapping[str, str]) -> None:
         ids = tuple(int(job, 16) for job in answer.body["ids"])
         made.history.add([answer.call("submit", tenant=tenant, key=tokens[0], tokens=tuple(tokens), ids=ids)])
     caller.close()
-    drain(made, stuck_seconds=STUCK_SECONDS[False])
+    drain(made, stuck_seconds=stuck_seconds)
     after = made.ticketed(), made.claimed()
     made.history.add([Calm(ticketed=after[0] - before[0], claimed=after[1] - before[1])])
 

@@ -241,13 +241,21 @@ def test_the_history_of_a_job_is_in_order_and_of_that_job_alone() -> None:
 def test_recovery_takes_as_long_as_the_slowest_of_what_must_go_on() -> None:
     history = good()
     # The submission of job 7 is answered at 2005; job 2 was claimed again before, and given back at 1060.
-    assert recoveries(history) == [Recovery("consumer_killed", 2005 - 1052)]
+    assert recoveries(history) == [Recovery("consumer_killed", 2005 - 1052, 2005 - 1052)]
     change("calls", 10, ended_ms=2500)(history)
-    assert recoveries(history) == [Recovery("consumer_killed", 2500 - 1052)]
+    assert recoveries(history) == [Recovery("consumer_killed", 2500 - 1052, 2500 - 1052)]
     transition(6, at_ms=4000)(history)
-    assert recoveries(history) == [Recovery("consumer_killed", 4000 - 1052)]
+    assert recoveries(history) == [Recovery("consumer_killed", 4000 - 1052, 4000 - 1052)]
     change("faults", 0, healed_ms=2400)(history)
-    assert recoveries(history) == [Recovery("consumer_killed", None)]
+    assert recoveries(history) == [Recovery("consumer_killed", None, None)]
+
+
+def test_what_other_faults_added_is_told_apart() -> None:
+    history = good()
+    history.add([Fault(name="broker_paused", began_ms=1500, healed_ms=1900)])
+    first, second = recoveries(history)
+    assert (first.ms, first.undisturbed_ms, first.was_overtaken) == (2005 - 1052, 2005 - 1900, True)
+    assert (second.ms, second.undisturbed_ms, second.was_overtaken) == (110, 110, False)
 
 
 def test_percentiles_are_of_the_values() -> None:
