@@ -53,9 +53,7 @@ class Bucket:
 class Limiter:
     """Holds tenants to their limits. Thread-safe; those without any limit cost one look into a dictionary."""
 
-    def __init__(
-        self, defaults: LimitSettings = NO_LIMITS, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, defaults: LimitSettings = NO_LIMITS, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`defaults` are for every tenant that has no limits of its own."""
         self._defaults = defaults
         self._clock = clock

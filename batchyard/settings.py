@@ -135,6 +135,8 @@ class ModelSettings:
     version: str = "1"
     source: str = ""
     """A folder, `package:DISTRIBUTION_PACKAGE/path`, or a hub id."""
+    digest: str = ""
+    """`sha256:…` of a local source, which is compared before it is loaded; "": whatever stands there is loaded."""
     lane: Lane = Lane.FIRM
     """The default for its jobs."""
     weight: float = 1.0
@@ -149,6 +151,10 @@ class ModelSettings:
     memory_gib: float | None = None
     """What it asks of its hardware class; None: not known, and not checked."""
     gpu_memory_gib: float | None = None
+    preload: bool = True
+    """Whether a consumer loads it when it starts; else with its first work."""
+    pinned: bool = False
+    """Whether it stays in memory when others need the room."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -190,6 +196,9 @@ class PoolSettings:
     """Names or `name@version`; a bare name means all its versions."""
     capacity: Literal["on_demand", "spot"] = "on_demand"
     device: str = "auto"
+    memory_gib: float | None = None
+    """What its models may take together on one consumer's device; those with work take turns where they need more.
+    None: nine tenths of a GPU; on a CPU all that is there."""
     hardware: str = ""
     """A class of `[hardware.NAME]`, for Kubernetes; without one a GPU, or none where the device is "cpu"."""
     min: int = 0

@@ -1,4 +1,4 @@
-"""Brings models into memory, one after the other, and tells the database what was found.
+"""Brings a model into memory, and tells the database what was found.
 
 A model that cannot load does not stop the others: its queues are not claimed, the reason is stored for `status`, and it
 is tried again with a growing pause.
@@ -7,10 +7,10 @@ is tried again with a growing pause.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 from batchyard.errors import BatchyardError, ModelLoadError, Unavailable
@@ -23,10 +23,9 @@ from batchyard_consumers.device import run_alone, shares_of
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.precision import settle
 from batchyard_consumers.runtimes import make_model, words
-from batchyard_consumers.runtimes.sources import digest_of
+from batchyard_consumers.runtimes.sources import digest_of, verify, without_pickle
 from batchyard_consumers.served import Served
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 WARM_UP_SECONDS = 1.0
 """Spent on measuring a model before its first job; the rest is learned from real batches."""
 
@@ -34,36 +33,19 @@ log = logging.getLogger(__name__)
 
 
 class Loader:
-    """Loads the versions that a consumer serves; `run` is the body of its thread."""
+    """Loads the versions that a consumer serves, one at a time. Owned by the thread of `Residents`."""
 
-    def __init__(
-        self,
-        versions: Sequence[Served],
-        *,
-        store: JobStore,
-        device: str,
-        meter: Meter,
-        on_loaded: Callable[[Served], None],
-        stopping: threading.Event,
-    ) -> None:
-        self._versions = versions
+    def __init__(self, *, store: JobStore, device: str, meter: Meter, on_loaded: Callable[[Served], None]) -> None:
         self._store = store
         self._device = device
         self._meter = meter
         self._on_loaded = on_loaded
-        self._stopping = stopping
 
-    def run(self) -> None:
-        """Load until every version is loaded or the consumer ends."""
-        waiting = list(self._versions)
-        pause = FIRST_PAUSE_SECONDS
-        while waiting:
-            waiting = [served for served in waiting if not self._stopping.is_set() and not self._attempt(served)]
-            if not waiting or self._stopping.wait(pause):
-                return
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    def evicted(self, served: Served) -> None:
+        """Note that a version has left."""
+        self._meter.metrics.model_resident.labels(served.name).set(0)
 
-    def _attempt(self, served: Served) -> bool:
+    def attempt(self, served: Served) -> bool:
         """Load and report one version; whether it serves now."""
         try:
             load(served, device=self._device, report=lambda *found: self._report(served, *found))
@@ -122,12 +104,15 @@ Report = Callable[[Model, str, float], None]
 def load(served: Served, *, device: str, report: Report) -> None:
     """Load, warm and install one version. ModelLoadError, or what `report` raises."""
     model = make_model(served.settings)
+    _verify(served, model)
     # Hashing releases the interpreter's lock: on a second core it costs no time.
     with ThreadPoolExecutor(1, thread_name_prefix="digest") as aside:
         digest: Future[str] = aside.submit(digest_of, served.settings, model)
         started = time.perf_counter()
         try:
-            model.load(device)
+            # The code of a class of the user's own is theirs to trust; what the others read is data.
+            with nullcontext() if ":" in served.settings.runtime else without_pickle():
+                model.load(device)
             served.dtype = settle(model, name=served.name, device=device)
         except ModelLoadError:
             raise
@@ -147,6 +132,13 @@ def load(served: Served, *, device: str, report: Report) -> None:
         shares_of(device).leave()
     report(model, found, seconds)
     served.install(model, load_seconds=seconds)
+
+
+def _verify(served: Served, model: Model) -> None:
+    try:
+        verify(served.settings, model)
+    except OSError as error:
+        raise ModelLoadError(f"{served.name}: its files cannot be read: {words(error)}") from error
 
 
 def _validator(served: Served, model: Model) -> Validator | None:

@@ -49,6 +49,7 @@ class SentenceEmbeddings(Model):
             revision=options.get("revision"),
             trust_remote_code=bool(options.get("trust_remote_code", False)),
             truncate_dim=options.get("truncate_dim"),
+            model_kwargs={"use_safetensors": True},  # anything else is unpickled, which runs what a file says
         )
         self._encoder.eval()
         if "max_seq_length" in options:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,7 @@ from batchyard.model import Model
 from batchyard.settings import ModelSettings
 
 PACKAGE = "package:"
-READ_BYTES = 4 * 1024 * 1024
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def resolve_source(source: str, *, model: str) -> str:
@@ -39,6 +41,51 @@ def is_local(source: str) -> bool:
     return bool(source) and Path(source).expanduser().exists()
 
 
+def verify(settings: ModelSettings, model: Model) -> None:
+    """Compare the source with the digest that the configuration pins, where it does. ModelLoadError, OSError.
+
+    Of a file the pinned digest is that of its bytes; of a folder that of all its files by name and content.
+    """
+    if not settings.digest:
+        return
+    if not is_local(model.source):
+        raise ModelLoadError(
+            f"{settings.qualified}: digest is set, and the source {model.source!r} is no file or folder here to compare"
+            " with: fetch it first, or pin a `revision` in the options instead"
+        )
+    found = "sha256:" + source_digest(Path(model.source).expanduser())
+    if found != settings.digest:
+        raise ModelLoadError(
+            f"{settings.qualified}: its source has the digest {found} and the configuration pins {settings.digest}:"
+            " it is not loaded"
+        )
+
+
+def source_digest(source: Path) -> str:
+    """SHA-256, in hexadecimal."""
+    if source.is_file():
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    _add_files(total, source)
+    return total.hexdigest()
+
+
+@contextmanager
+def without_pickle() -> Iterator[None]:
+    """Have torch read tensors alone, also where a library asks it to unpickle what there is, as `torch.export` does:
+    unpickling runs what a file says. For the whole process, so for one loader at a time."""
+    before = os.environ.get(FORCE_WEIGHTS_ONLY)
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCE_WEIGHTS_ONLY]
+        else:
+            os.environ[FORCE_WEIGHTS_ONLY] = before
+
+
 def digest_of(settings: ModelSettings, model: Model) -> str:
     """SHA-256, in hexadecimal, over what makes a version what it is: runtime, options, code and weights.
 
@@ -50,13 +97,17 @@ def digest_of(settings: ModelSettings, model: Model) -> str:
     if ":" in settings.runtime:
         _add_code(total, type(model))
     if is_local(model.source):
-        for name, path in _files(Path(model.source).expanduser()):
-            total.update(msgspec.json.encode([name, path.stat().st_size]))
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+        _add_files(total, Path(model.source).expanduser())
     else:
         total.update(model.source.encode())
     return total.hexdigest()
+
+
+def _add_files(total: hashlib._Hash, source: Path) -> None:
+    for name, path in _files(source):
+        total.update(msgspec.json.encode([name, path.stat().st_size]))
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
 
 
 def _add_code(total: hashlib._Hash, kind: type[Model]) -> None:
