@@ -80,8 +80,15 @@ class Sizer:
             last = self._written.get(decision.pool)
             before = 0 if last is None else last.replicas
             if last is None or before != decision.replicas:
-                facts = {"replicas": decision.replicas, "rule": decision.rule, "reason": decision.reason}
-                log_event(log, "pool_scaled", pool=decision.pool, before=before, **facts)
+                log_event(
+                    log,
+                    "pool_scaled",
+                    pool=decision.pool,
+                    before=before,
+                    replicas=decision.replicas,
+                    rule=decision.rule,
+                    reason=decision.reason,
+                )
         if due:
             self._store.report_decision(*due)
             self._written |= {decision.pool: decision for decision in due}

@@ -40,8 +40,14 @@ class Yard:
         Chores(self.store, settings, timing=Timing(), requeued=note, metrics=None).run(is_active=False)
 
     def submit(self, *, start_in_ms: int | None = None) -> int:
-        times = {} if start_in_ms is None else {"deadline_ms": NOW_MS + LONG_MS, "start_by_ms": NOW_MS + start_in_ms}
-        wanted = Submission(tenant_id=1, queue_id=self.tolerant, inputs=[b"1"], costs=[1], **times)
+        wanted = Submission(
+            tenant_id=1,
+            queue_id=self.tolerant,
+            inputs=[b"1"],
+            costs=[1],
+            deadline_ms=None if start_in_ms is None else NOW_MS + LONG_MS,
+            start_by_ms=None if start_in_ms is None else NOW_MS + start_in_ms,
+        )
         [made] = self.store.submit([wanted])
         assert isinstance(made, Accepted)
         return made.ids[0]
