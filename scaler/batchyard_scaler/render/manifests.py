@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from batchyard.settings import Settings
+from batchyard_scaler.render.hardware import drain_seconds
 from batchyard_scaler.render.keda import TOLERANCE_BY_DEFAULT_SINCE, TOLERANCE_SINCE, minor_version
 from batchyard_scaler.render.objects import Document, object_name
 from batchyard_scaler.render.pools import pool_documents
+from batchyard_scaler.render.presets import PRESETS
 from batchyard_scaler.render.services import (
     api_documents,
     migration_documents,
@@ -56,6 +58,16 @@ def notes(settings: Settings) -> list[str]:
         found.append(
             f"Kubernetes {settings.kubernetes.version}{gate} ignores changes of a pool within a tenth, as from 10 to 11"
         )
+    preset, spot = PRESETS[settings.kubernetes.preset], [pool for pool in settings.pools if pool.capacity == "spot"]
+    if spot and preset.notice_needs:
+        found.append(f"for consumers to hear that their spot machine is taken back it takes {preset.notice_needs}")
+    for pool in spot:
+        needed = drain_seconds(settings, pool)
+        if preset.notice_seconds is not None and needed > preset.notice_seconds:
+            found.append(
+                f"pods of the pool {pool.name} are given {preset.notice_seconds:g} s when their spot machine is taken "
+                f"back, and may drain for {needed:g} s: a batch that takes longer than that is repeated elsewhere"
+            )
     return found
 
 

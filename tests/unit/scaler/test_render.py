@@ -71,12 +71,13 @@ def test_an_older_autoscaler_is_not_told_of_tolerance_and_the_reader_is(tmp_path
     text = FLEET + KARPENTER + 'version = "1.32"\n'
     behavior = scaled(tmp_path, text)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert "tolerance" not in behavior["scaleUp"] | behavior["scaleDown"]
-    [note] = notes(settings_of(tmp_path, text))
+    [note, _] = notes(settings_of(tmp_path, text))
     assert note.startswith("Kubernetes 1.32 ignores changes")
-    [note] = notes(settings_of(tmp_path, text.replace("1.32", "1.34")))
+    [note, _] = notes(settings_of(tmp_path, text.replace("1.32", "1.34")))
     assert note.startswith("Kubernetes 1.34 without the feature gate HPAConfigurableTolerance ignores changes")
     assert "tolerance" in str(scaled(tmp_path, text.replace("1.32", "1.33")))
-    assert notes(settings_of(tmp_path, FLEET + KARPENTER)) == []
+    [of_spot] = notes(settings_of(tmp_path, FLEET + KARPENTER))
+    assert "Kubernetes" not in of_spot
 
 
 def test_prometheus_is_asked_for_one_series_that_may_not_be_missing(tmp_path: Path) -> None:
@@ -107,7 +108,6 @@ def test_external_push_asks_two_scalers_that_answer_keda_alone(tmp_path: Path) -
     [source] = let_in["from"]
     assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "keda"}
     assert [one["port"] for one in let_in["ports"]] == [opened["name"]]
-    assert notes(settings_of(tmp_path, text)) == []
     elsewhere = by_name(rendered(tmp_path, text + 'keda_namespace = "autoscaling"\n'))
     assert "autoscaling" in str(elsewhere["NetworkPolicy", "batchyard-scaler"])
     assert ("NetworkPolicy", "batchyard-scaler") not in by_name(rendered(tmp_path, FLEET + KARPENTER))

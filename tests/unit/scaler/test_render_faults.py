@@ -152,6 +152,22 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path)
     assert said.startswith("cannot write to")
 
 
+def test_what_a_cloud_gives_spot_machines_is_said_where_it_is_too_little(tmp_path: Path) -> None:
+    spot = '[pools.p]\nmodels = ["m"]\ncapacity = "spot"\ndrain_seconds = {drain}\n[kubernetes]\npreset = "{preset}"\n'
+
+    def said(preset: str, drain: int) -> str:
+        return render(tmp_path, SERVERS + MODEL + spot.format(preset=preset, drain=drain))[1]
+
+    assert "pods of the pool p are given 15 s" in said("gke", 20)
+    assert "pods of the pool p are given 30 s" in said("aks", 31)
+    assert "Note" not in said("gke", 15) + said("aks", 30)
+    for preset in ("karpenter", "eks"):
+        assert "pods of the pool p are given" not in said(preset, 120)
+        assert "a hop limit of 2" in said(preset, 120)
+    on_demand = SERVERS + MODEL + '[pools.p]\nmodels = ["m"]\n[kubernetes]\npreset = "eks"\n'
+    assert "Note" not in render(tmp_path, on_demand)[1]
+
+
 def test_what_no_document_can_say_is_said_beside_them(tmp_path: Path) -> None:
     _, said = render(tmp_path, SERVERS + MODEL + '[kubernetes]\nversion = "1.30"\n')
     assert "Note: Kubernetes 1.30 ignores changes" in said
