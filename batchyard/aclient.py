@@ -18,6 +18,7 @@ from batchyard.sdk.http import AsyncHttp, Endpoint, adrive, aperform
 from batchyard.sdk.mapping import MAX_IN_FLIGHT, Flow, Handing, map_chunk_size, prepare
 from batchyard.sdk.reading import Result
 from batchyard.sdk.steps import Patience, Steps
+from batchyard.sdk.webhooks import AsyncWebhooks
 
 __all__ = ["AsyncBulk", "AsyncClient", "AsyncJob", "AsyncResults", "Options", "Result"]
 
@@ -207,6 +208,10 @@ class AsyncClient:
     async def upload(self, content: bytes, content_type: str = "application/octet-stream") -> dict[str, str]:
         """Keep bytes (an image, audio, a large text) for use inside inputs; returns what stands for them there."""
         return await self._run(calls.upload(content, content_type=content_type, patience=self._patience()))
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        return AsyncWebhooks(self._run, self._patience)
 
     # --- models ---
 

@@ -17,6 +17,7 @@ from batchyard.sdk.http import Endpoint, Http, Transport, drive, perform
 from batchyard.sdk.mapping import MAX_IN_FLIGHT, Results, map_chunk_size, prepare
 from batchyard.sdk.reading import Result
 from batchyard.sdk.steps import Patience, Steps
+from batchyard.sdk.webhooks import Webhooks
 
 __all__ = ["Bulk", "Client", "Job", "Options", "Result", "Results"]
 
@@ -230,6 +231,11 @@ class Client:
     def upload(self, content: bytes, content_type: str = "application/octet-stream") -> dict[str, str]:
         """Keep bytes (an image, audio, a large text) for use inside inputs; returns what stands for them there."""
         return self._run(calls.upload(content, content_type=content_type, patience=self._patience()))
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """The endpoints that hear when jobs and bulks of this tenant end. Needs a key with the scope "webhooks"."""
+        return Webhooks(self._run, self._patience)
 
     # --- models ---
 

@@ -14,10 +14,10 @@ import secrets
 
 import msgspec
 
-SCOPES = ("jobs", "admin", "metrics", "scale")
+SCOPES = ("jobs", "admin", "metrics", "scale", "webhooks")
 """What a key may allow: `jobs` submits, reads and cancels its tenant's jobs; `metrics` reads the figures of the whole
-system; `scale` reads what size a pool should have; `admin`, which is the operator's, is allowed everything, and makes,
-rotates and revokes the keys of all tenants."""
+system; `scale` reads what size a pool should have; `webhooks` manages its tenant's webhooks; `admin`, which is the
+operator's, is allowed everything, and makes, rotates and revokes the keys of all tenants."""
 
 _FORM = re.compile(r"by_([a-z2-7]{8})_[a-z2-7]{32}\Z")
 

@@ -15,7 +15,18 @@ from batchyard.pool_figures import HOUR_MS
 from batchyard.results import TensorRendering
 from batchyard.schemas import optional_rfc3339, rfc3339
 from batchyard.settings import PoolSettings
-from batchyard.store.base import BulkView, ConsumerInfo, JobView, ModelVersion, PoolDecision, SpendRow
+from batchyard.store.base import (
+    BulkView,
+    ConsumerInfo,
+    Delivery,
+    DeliveryState,
+    JobView,
+    ModelVersion,
+    PoolDecision,
+    SpendRow,
+    Webhook,
+)
+from batchyard.webhooks import Event
 
 MEDIA_MSGPACK = "application/msgpack"
 
@@ -161,6 +172,39 @@ def spend(rows: Sequence[SpendRow], *, pool: PoolSettings, now_ms: int) -> schem
         hours_this_month=round(sum(row.replica_seconds for row in mine) / 3600, 4),
         dollars_this_hour=round(sum(row.dollars for row in hour), 4) if is_priced else None,
         dollars_this_month=round(sum(row.dollars for row in mine), 4) if is_priced else None,
+    )
+
+
+def webhook(endpoint: Webhook) -> schemas.Webhook:
+    """An endpoint, without its secrets."""
+    return schemas.Webhook(
+        id=format_id(endpoint.id),
+        created_at=rfc3339(endpoint.created_at_ms),
+        events=list(endpoint.events),  # type: ignore[arg-type]
+        url=endpoint.url,
+        description=endpoint.description,
+        disabled_at=optional_rfc3339(endpoint.disabled_at_ms),
+        disabled_because=endpoint.disabled_because,
+    )
+
+
+def webhook_delivery(delivery: Delivery) -> schemas.WebhookDelivery:
+    subject = format_id(delivery.subject_id)
+    is_of_bulk = delivery.event is Event.BULK_FINISHED
+    return schemas.WebhookDelivery(
+        id=format_id(delivery.id),
+        webhook_id=format_id(delivery.webhook_id),
+        event=delivery.event.word,  # type: ignore[arg-type]
+        url=delivery.url,
+        state=delivery.state.word,  # type: ignore[arg-type]
+        created_at=rfc3339(delivery.created_at_ms),
+        job_id=None if is_of_bulk else subject,
+        bulk_id=subject if is_of_bulk else None,
+        attempts=delivery.attempts,
+        next_attempt_at=rfc3339(delivery.due_at_ms) if delivery.state is DeliveryState.PENDING else None,
+        ended_at=optional_rfc3339(delivery.ended_at_ms),
+        status=delivery.status,
+        error=delivery.error,
     )
 
 

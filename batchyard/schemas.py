@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from batchyard.destinations import MAX_URL_LENGTH
 from batchyard.jobs import ErrorInfo
 
 MAX_LOOKUP_IDS = 1000
@@ -39,6 +40,10 @@ KeyLife = Annotated[float, Meta(gt=0, le=100 * 366 * 24 * 3600)]
 LaneWord = Literal["firm", "tolerant"]
 StateWord = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "expired"]
 DeadWord = Literal["failed", "expired", "cancelled"]
+WebhookUrl = Annotated[str, Meta(min_length=1, max_length=MAX_URL_LENGTH, description="https://HOST/PATH")]
+EventWord = Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired", "bulk.finished"]
+ScopeWord = Literal["jobs", "admin", "metrics", "scale", "webhooks"]
+DeliveryStateWord = Literal["pending", "delivered", "dead"]
 Moment = Annotated[datetime, Meta(tz=True)]
 """RFC 3339, with an offset."""
 ID_PATTERN = "^[0-7][0-9a-f]{15}$"
@@ -69,6 +74,8 @@ class JobsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
     """Your own name for the job, returned with it; with `input` only."""
     custom_ids: list[CustomId | None] | None = None
     """One per input; with `inputs` only."""
+    webhook: WebhookUrl | None = None
+    """Hears of the end of each job; its secret is that of your endpoint without a URL."""
 
     rules: ClassVar[Rules] = {
         "oneOf": [
@@ -310,6 +317,8 @@ class BulkRequest(BulkDefaults, kw_only=True, forbid_unknown_fields=True, omit_d
 
     chunk_size: Annotated[int, Meta(ge=1)] | None = None
     """The most inputs in one chunk; fixed for the bulk's life. Where not given, the server's limit."""
+    webhook: WebhookUrl | None = None
+    """Hears when the bulk is finished; its secret is that of your endpoint without a URL."""
 
 
 class BulkChunk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -570,6 +579,127 @@ class Status(msgspec.Struct, kw_only=True, omit_defaults=True):
     pools: list[Pool]
 
 
+# --- webhooks -------------------------------------------------------------------------------------------------------
+
+
+class WebhookRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/webhooks."""
+
+    url: WebhookUrl
+    events: Annotated[list[EventWord], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["job.succeeded", "job.failed", "job.cancelled", "job.expired", "bulk.finished"]
+    )
+    """What it hears of, of all jobs and bulks of the tenant; everything where not given."""
+    description: Annotated[str, Meta(max_length=256)] = ""
+
+
+class WebhookRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/webhooks/{id}/rotate."""
+
+    overlap_seconds: Annotated[float, Meta(ge=0, le=30 * 24 * 3600)] = 24 * 3600.0
+    """How long messages are signed with the old secret too."""
+
+
+class Webhook(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An endpoint, without its secret."""
+
+    id: str
+    created_at: str
+    events: list[EventWord] = []
+    url: str | None = None
+    """Absent: the one for the URLs that jobs and bulks name themselves, made with the first of these."""
+    description: str = ""
+    disabled_at: str | None = None
+    disabled_because: str | None = None
+
+
+class WebhookList(msgspec.Struct, kw_only=True, omit_defaults=True):
+    webhooks: list[Webhook]
+
+
+class WebhookSecrets(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """By any of these a message may be verified."""
+
+    secrets: list[str]
+    """The newest first; two while one takes the other's place."""
+
+
+class CreatedWebhook(Webhook, kw_only=True, omit_defaults=True):
+    secret: str
+
+
+class WebhookDelivery(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One message to one endpoint."""
+
+    id: str
+    webhook_id: str
+    event: EventWord
+    url: str
+    state: DeliveryStateWord
+    created_at: str
+    """When its job or bulk ended."""
+    job_id: str | None = None
+    bulk_id: str | None = None
+    attempts: int = 0
+    next_attempt_at: str | None = None
+    """Of a pending one; passed where its endpoint is disabled."""
+    ended_at: str | None = None
+    status: int | None = None
+    """HTTP's, of the receiver's last answer."""
+    error: str | None = None
+    """Why the last attempt failed."""
+
+
+class WebhookDeliveryList(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A page of GET /v1/webhook-deliveries, newest first."""
+
+    deliveries: list[WebhookDelivery]
+    next: str | None = None
+    """Give it as `after` for the next page; absent on the last."""
+
+
+class WebhookReplay(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /v1/webhook-deliveries/replay. All that is given must hold; give `delivery_id`, `webhook_id` or a time."""
+
+    delivery_id: str | None = None
+    webhook_id: str | None = None
+    state: DeliveryStateWord | None = None
+    """Where not given: of `delivery_id` whatever it is, else dead ones."""
+    ended_from: Moment | None = None
+    """By the end of their jobs and bulks."""
+    ended_before: Moment | None = None
+    after: str | None = None
+    """The `next` of the step before."""
+
+
+class WebhookReplayed(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One step."""
+
+    count: int
+    """Deliveries that are pending again, with all attempts before them."""
+    next: str | None = None
+    """Give it as `after` for the next step; absent on the last."""
+
+
+class JobEnded(msgspec.Struct, kw_only=True):
+    """What the receiver of a webhook gets of a job, signed by Standard Webhooks; the same at every attempt."""
+
+    type: Literal["job.succeeded", "job.failed", "job.cancelled", "job.expired"]
+    timestamp: str
+    """When it ended."""
+    data: Job
+    """As GET /v1/jobs/{id} shows it, without the result."""
+
+
+class BulkFinished(msgspec.Struct, kw_only=True):
+    """What the receiver of a webhook gets of a bulk, likewise."""
+
+    type: Literal["bulk.finished"]
+    timestamp: str
+    data: Bulk
+    """As GET /v1/bulks/{id} shows it."""
+
+
 # --- payloads, keys, health, problems -------------------------------------------------------------------------------
 
 
@@ -612,8 +742,8 @@ class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     """For people: who or what will use it."""
     tenant: str = "default"
-    scopes: Annotated[list[Literal["jobs", "admin", "metrics", "scale"]], Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: ["jobs"]
+    scopes: Annotated[list[Literal["jobs", "admin", "metrics", "scale", "webhooks"]], Meta(min_length=1)] = (
+        msgspec.field(default_factory=lambda: ["jobs"])
     )
     expires_in_seconds: KeyLife | None = None
     """Never, where not given."""

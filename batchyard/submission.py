@@ -14,11 +14,12 @@ from msgspec import UNSET, Raw
 
 from batchyard import strict_json
 from batchyard.catalog import Catalog
+from batchyard.destinations import check_url, networks
 from batchyard.errors import InvalidRequest, TooLarge, UnknownModel
 from batchyard.inputs import PAYLOAD_MEMBER, Place, check_sizes, payload_references
 from batchyard.jobs import Lane, PayloadReference, Submission, redrive_key
 from batchyard.schemas import BulkChunk, BulkDefaults, BulkLine, BulkRequest, JobsRequest, split_fault
-from batchyard.settings import QueueSettings, ServerSettings
+from batchyard.settings import QueueSettings, ServerSettings, WebhookSettings
 from batchyard.store.base import BulkConfig, BulkView, JobInput, JobView, ModelVersion
 
 T = TypeVar("T")
@@ -80,10 +81,18 @@ class BulkPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Submitter:
     """Turns requests into submissions within the configured limits. Safe to share between threads."""
 
-    def __init__(self, catalog: Catalog, *, server: ServerSettings, queues: QueueSettings) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        server: ServerSettings,
+        queues: QueueSettings,
+        webhooks: WebhookSettings | None = None,
+    ) -> None:
         self._catalog = catalog
         self._server = server
         self._queues = queues
+        self._webhook_networks = networks((webhooks or WebhookSettings()).allowed_networks)
 
     def jobs(
         self,
@@ -124,6 +133,7 @@ class Submitter:
             created_by=caller.created_by,
             trace_context=trace_context,
             payloads=payloads,
+            webhook=self.webhook_url(request.webhook, pointer="/webhook"),
             idempotency_key=idempotency_key,
             idempotency_digest=None if idempotency_key is None else _jobs_digest(request, model=model, values=values),
         )
@@ -187,6 +197,7 @@ class Submitter:
             created_by=caller.created_by,
             idempotency_key=idempotency_key,
             idempotency_digest=None if idempotency_key is None else _digest(request),
+            webhook=self.webhook_url(request.webhook, pointer="/webhook"),
         )
 
     def plan(self, bulk: BulkView) -> BulkPlan:
@@ -244,8 +255,13 @@ class Submitter:
             input_digests=None if given.digest is None else [given.digest],
             redrive_of=view.id,
             payloads=payloads,
+            webhook=given.webhook,
             idempotency_key=redrive_key(view.id),
         )
+
+    def webhook_url(self, url: str | None, *, pointer: str) -> str | None:
+        """Where webhooks may go: InvalidRequest otherwise."""
+        return None if url is None else check_url(url, allowed=self._webhook_networks, pointer=pointer)
 
     def _jobs_values(self, request: JobsRequest, body: bytes) -> list[Any]:
         """The decoded inputs, after every check of the envelope."""

@@ -150,6 +150,22 @@ class DispatcherMetrics:
         self.folded_rows = make.counter("folded_rows_total", "Deltas folded and flushes numbered")
 
 
+class WebhookMetrics:
+    """Of the webhooks that one API process delivers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        make = _Maker(registry)
+        self.attempts = make.counter(
+            "webhook_attempts_total",
+            "Attempts at deliveries, by what became of these: delivered, retried later, or dead",
+            "outcome",
+        )
+        self.attempt_seconds = make.histogram("webhook_attempt_seconds", "Duration of an attempt", buckets=SECONDS)
+        self.overdue_seconds = make.gauge(
+            "webhook_overdue_seconds", "How long a delivery to an enabled endpoint has been due at most"
+        )
+
+
 class ConsumerMetrics:
     """Of one consumer. The API shows them with the labels `consumer` and `pool`."""
 

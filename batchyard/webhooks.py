@@ -31,6 +31,8 @@ JITTER = 0.2
 """Of a delay: by up to this part it is shorter or longer, so that receivers that were away are not met by all at once.
 """
 
+MAX_ASKED_SECONDS = 24 * 3600.0
+
 
 class Event(IntEnum):
     """What a webhook may hear of. The number is what the database stores, and the bit of an endpoint's choice."""
@@ -139,9 +141,9 @@ def retry_in_seconds(
     """Seconds until the next attempt after `attempts` failed ones; None where that was the last.
 
     `delays` are those between attempts; `chance`, from 0 to 1, places the delay within its jitter. A receiver that
-    asked for more time (Retry-After) gets it, up to the longest of the delays.
+    asked for more time (Retry-After) gets it, up to a day.
     """
     if attempts > len(delays):
         return None
     jittered = delays[attempts - 1] * (1 - JITTER + 2 * JITTER * chance)
-    return jittered if asked_seconds is None else max(jittered, min(asked_seconds, max(delays)))
+    return jittered if asked_seconds is None else max(jittered, min(asked_seconds, MAX_ASKED_SECONDS))

@@ -28,6 +28,7 @@ OWN = {
     "redrive": "batchyard.cli.redrive:redrive",
     "keys": "batchyard.cli.keys:keys",
     "tenants": "batchyard.cli.tenants:tenants",
+    "webhooks": "batchyard.cli.webhooks:webhooks",
     "migrate": "batchyard.cli.migrate:migrate",
 }
 """Command → where it is; imported only when asked for."""

@@ -37,7 +37,7 @@ def create(
     expires_at_ms = None if expires_in_days is None else store.now_ms() + round(expires_in_days * DAY_MS)
     store.create_key(
         prefix=key.prefix,
-        tenant_id=_tenant(store, tenant).id,
+        tenant_id=tenant_named(store, tenant).id,
         name=name,
         digest=key.digest,
         scopes=scopes or ("jobs",),
@@ -69,7 +69,7 @@ def rotate(invocation: Invocation, /, *, prefix: str, overlap_hours: float, expi
     click.echo(key.text)
 
 
-def _tenant(store: JobStore, name: str) -> Tenant:
+def tenant_named(store: JobStore, name: str) -> Tenant:
     known = {tenant.name: tenant for tenant in store.tenants()}
     if name not in known:
         raise NotFound(f'there is no tenant "{name}"; there are {", ".join(sorted(known))}', allowed=sorted(known))

@@ -53,6 +53,8 @@ class Options(TypedDict, total=False):
     """When the result is wanted, from now."""
     max_failures: int | None
     labels: Sequence[str]
+    webhook: str | None
+    """The URL that hears of the end of each job, or of the bulk; see `batchyard.webhooks.verify`."""
 
 
 class Which(TypedDict, total=False):

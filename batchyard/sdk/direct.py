@@ -62,7 +62,9 @@ class Direct:
             store, max_queued=settings.queues.max_queued, pools=settings.pools, limits=settings.limits
         )
         self._jobs = DirectJobs(store, self._catalog)
-        self._submitter = Submitter(self._catalog, server=settings.server, queues=settings.queues)
+        self._submitter = Submitter(
+            self._catalog, server=settings.server, queues=settings.queues, webhooks=settings.webhooks
+        )
         self._redriver = Redriver(store, catalog=self._catalog, submitter=self._submitter)
         self._caller = Caller(tenant_id=TENANT_ID)
         self._allowance = Allowance()

@@ -2,7 +2,7 @@
 
 Requests meet the hot routes first, as raw ASGI; what these do not know goes to the router. Everything that blocks runs
 in threads: a pool for calls to the database, another for the streams of results, and one thread each for the group
-commit, the catalog, the hints, the dispatcher and the sweep of payloads.
+commit, the catalog, the hints, the dispatcher, the sweep of payloads and the delivery of webhooks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from batchyard.redriving import Redriver
 from batchyard.settings import ModelSettings, Settings
 from batchyard.store.base import JobStore, ModelConfig
 from batchyard.submission import Submitter
-from batchyard.telemetry import ApiMetrics, DispatcherMetrics, StoreCollector, new_registry
+from batchyard.telemetry import ApiMetrics, DispatcherMetrics, StoreCollector, WebhookMetrics, new_registry
 from batchyard.ticketing import TicketPublisher
 from batchyard_producer import documentation, openapi
 from batchyard_producer.announcing import Announcer
@@ -43,10 +43,11 @@ from batchyard_producer.hot import HotRoutes
 from batchyard_producer.intake import Room
 from batchyard_producer.payload_sweep import PayloadSweep
 from batchyard_producer.reading import Reading
-from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, redrives, status
+from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, redrives, status, webhooks
 from batchyard_producer.services import Services
 from batchyard_producer.submitting import Submitting
 from batchyard_producer.waiting import SharedReads, Waiting
+from batchyard_producer.webhook_delivery import WebhookDelivery
 
 CALLS: tuple[Call, ...] = (
     *hot.CALLS,
@@ -57,6 +58,7 @@ CALLS: tuple[Call, ...] = (
     *models.CALLS,
     *pools.CALLS,
     *keys.CALLS,
+    *webhooks.CALLS,
     *status.CALLS,
 )
 """Every call of the API."""
@@ -95,6 +97,13 @@ class Api:
             every_seconds=(timing or Timing()).payloads,
             metrics=counted,
         )
+        self._webhooks = WebhookDelivery(
+            store,
+            self._catalog,
+            settings.webhooks,
+            metrics=WebhookMetrics(registry),
+            every_seconds=(timing or Timing()).webhooks,
+        )
         self._publisher = TicketPublisher(
             broker,
             names=self._broker_name,
@@ -111,7 +120,7 @@ class Api:
         announcer = Announcer(catalog=self._catalog, metrics=self._metrics, publisher=self._publisher)
         self._commit = GroupCommit(store, after_commit=announcer)
         registry.register(StoreCollector(store))
-        submitter = Submitter(self._catalog, server=settings.server, queues=settings.queues)
+        submitter = Submitter(self._catalog, server=settings.server, queues=settings.queues, webhooks=settings.webhooks)
         self._services = Services(
             settings=settings,
             store=store,
@@ -140,7 +149,8 @@ class Api:
         await loop.run_in_executor(self._threads, self._catalog.refresh)
         self._commit.start(loop)
         self._waiting.start(loop)
-        for part in (self._publisher, self._hints, self._catalog_thread, self._dispatcher, self._payload_sweep):
+        parts = (self._publisher, self._hints, self._catalog_thread, self._dispatcher, self._payload_sweep)
+        for part in (*parts, self._webhooks):
             part.start()
 
     def drain(self) -> None:
@@ -157,6 +167,7 @@ class Api:
             self._publisher.close,
             self._dispatcher.close,
             self._payload_sweep.close,
+            self._webhooks.close,
             self._hints.close,
             self._catalog_thread.join,
         )

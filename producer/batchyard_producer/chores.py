@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STEP_JOBS = 1000
 """Rows that one step of a chore moves at most: what keeps its transactions short."""
+STEP_BULKS = 500
 FOLD_ROWS = 20_000
 RETIRE_JOBS = 500
 RETIRE_EMPTY_STEPS = 5
@@ -78,6 +79,7 @@ class Chores:
         self._expire()
         self._move_to_firm()
         self._sweep_bulks()
+        self._finish_bulks()
         self._fold(is_active=is_active)
         self._retire()
         self.database_answered()
@@ -129,6 +131,10 @@ class Chores:
     def _sweep_bulks(self) -> None:
         if self._is_due("sweep", every=self._timing.sweep):
             self._again_if(self._store.sweep_bulks(limit=STEP_JOBS) > 0, "sweep")
+
+    def _finish_bulks(self) -> None:
+        if self._is_due("finish bulks", every=self._timing.webhooks):
+            self._again_if(self._store.finish_bulks(limit=STEP_BULKS) >= STEP_BULKS, "finish bulks")
 
     def _fold(self, *, is_active: bool) -> None:
         if self.folds_promptly and is_active:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import msgspec
 
 from batchyard import errors, schemas
+from batchyard.webhooks import ALL_EVENTS, Event
 from batchyard_producer.calls import Call, Parameter
 from batchyard_producer.problems import MEDIA_PROBLEM
 
@@ -39,6 +40,7 @@ def document(calls: Sequence[Call], *, version: str) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "tags": [{"name": tag} for tag in dict.fromkeys(call.tag for call in calls)],
         "paths": dict(paths),
+        "webhooks": {event: _webhook(event) for event in ALL_EVENTS},
         "components": {
             "schemas": components,
             "securitySchemes": {
@@ -55,7 +57,23 @@ def document(calls: Sequence[Call], *, version: str) -> dict[str, Any]:
 def _structs(calls: Iterable[Call]) -> list[Any]:
     named = [kind for call in calls for kind in (*_each(call.body), *_each(call.answer))]
     named += [kind for call in calls for _, _, answered in call.more_answers for kind in _each(answered)]
-    return [*dict.fromkeys(named), schemas.Problem]
+    return [*dict.fromkeys(named), schemas.JobEnded, schemas.BulkFinished, schemas.Problem]
+
+
+def _webhook(event: str) -> dict[str, Any]:
+    """What a receiver is sent."""
+    kind = schemas.BulkFinished if event == Event.BULK_FINISHED.word else schemas.JobEnded
+    operation = {
+        "operationId": f"hear_{event.replace('.', '_')}",
+        "summary": f"Sent to the webhooks that hear of {event}, signed by Standard Webhooks",
+        "requestBody": {"required": True, "content": {schemas.MEDIA_JSON: {"schema": _ref(kind)}}},
+        "responses": {
+            "2XX": {"description": "Heard; it is not sent again"},
+            "410": {"description": "Nothing more is wanted: the endpoint is disabled"},
+            "default": {"description": "Sent again later, after a Retry-After where there is one"},
+        },
+    }
+    return {"post": operation}
 
 
 def _operation(call: Call, calls: Sequence[Call]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ BODIES: dict[str, Any] = {
     "/v1/bulks/{id}/jobs": {"inputs": ["x"]},
     "/v1/keys": {"name": "made by a test"},
     "/v1/tenants": {"name": "made-by-a-test"},
+    "/v1/webhooks": {"url": "https://example.com/"},
+    "/v1/webhook-deliveries/replay": {"webhook_id": NOWHERE},
 }
 """What makes a call without reference to anything; the others carry nothing."""
 
@@ -126,28 +128,32 @@ class Owner:
     """State → id."""
     bulk: str = ""
     payload: str = ""
+    webhook: str = ""
 
     @property
     def ids(self) -> list[str]:
-        return [*self.jobs.values(), self.bulk, self.payload]
+        return [*self.jobs.values(), self.bulk, self.payload, self.webhook]
 
 
 @pytest.fixture
 def owner(yard: Yard) -> Owner:
     mark = "s3cr3t-of-acme"
     made = yard.store.create_tenant(mark)
-    return furnished(yard, Owner(mark, made.id, key_of(yard, mark, "jobs"), mark))
+    return furnished(yard, Owner(mark, made.id, key_of(yard, mark, "jobs", "webhooks"), mark))
 
 
 @pytest.fixture
 def stranger(yard: Yard) -> dict[str, str]:
     """All that a tenant's key may allow, on an empty tenant; what belongs to the operator is not a tenant's."""
     yard.store.create_tenant("stranger")
-    return key_of(yard, "stranger", "jobs", "metrics", "scale")
+    return key_of(yard, "stranger", "jobs", "metrics", "scale", "webhooks")
 
 
 def furnished(yard: Yard, owner: Owner) -> Owner:
     post, mark = yard.client.post, owner.mark
+    # Where nobody listens, so that deliveries stay.
+    made = post("/v1/webhooks", json={"url": f"http://127.0.0.1:1/{mark}", "description": mark}, headers=owner.key)
+    owner.webhook = made.json()["id"]
     payload = post("/v1/payloads", content=mark.encode() * 50, headers={**owner.key, "content-type": f"x/{mark}"})
     owner.payload = payload.json()["id"]
     states = ("queued", "running", "succeeded", "failed", "cancelled", "redriven")
@@ -193,7 +199,8 @@ def belongings(yard: Yard, owner: Owner) -> object:
     listed = yard.store.list_jobs(JobFilter(tenant_id=owner.tenant_id, limit=1000)).jobs
     bulk = yard.store.get_bulk(parse_id(owner.bulk) or 0, tenant_id=owner.tenant_id)
     payloads = yard.store.get_payloads([parse_id(owner.payload) or 0])
-    return sorted(views, key=lambda view: view.id), [view.id for view in listed], bulk, payloads
+    webhooks = yard.store.webhooks(tenant_id=owner.tenant_id)
+    return sorted(views, key=lambda view: view.id), [view.id for view in listed], bulk, payloads, webhooks
 
 
 def expect_nothing(answer: httpx.Response, owner: Owner, *, asked: object) -> None:
@@ -213,6 +220,8 @@ def test_the_owner_sees_what_nobody_else_does(yard: Yard, owner: Owner) -> None:
         f"/v1/jobs?label={owner.mark}",
         "/v1/jobs",
         "/v1/bulks",
+        "/v1/webhooks",
+        "/v1/webhook-deliveries",
     ):
         answer = yard.client.get(path, headers=owner.key)
         assert answer.status_code == 200, path
@@ -262,6 +271,10 @@ def test_foreign_ids_in_bodies_and_queries_are_nowhere_too(yard: Yard, owner: Ow
             listed = get(path, params=query if path == "/v1/jobs" else {}, headers=stranger)
             expect_nothing(listed, owner, asked=(path, query))
             assert listed.json()[path.rpartition("/")[2]] == []
+    for name, foreign in (("webhook_id", owner.webhook), ("job_id", owner.jobs["failed"]), ("bulk_id", owner.bulk)):
+        assert get("/v1/webhook-deliveries", params={name: foreign}, headers=stranger).json() == {"deliveries": []}
+    for named in ({"webhook_id": owner.webhook}, {"ended_from": "2020-01-01T00:00:00Z"}):
+        assert post("/v1/webhook-deliveries/replay", json=named, headers=stranger).json() == {"count": 0}
     for where in ({"label": owner.mark}, {"error": owner.mark}, {}):
         found = post("/v1/jobs/redrive", json={"where": where, "dry_run": True}, headers=stranger)
         assert found.json()["jobs"] == []

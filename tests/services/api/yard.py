@@ -17,15 +17,19 @@ from batchyard import results
 from batchyard.broker import Broker
 from batchyard.errors import Unavailable
 from batchyard.jobs import ClaimedJob, ErrorInfo, Outcome, State, parse_id
-from batchyard.settings import DatabaseSettings, ModelSettings, QueueSettings, ServerSettings, Settings
+from batchyard.settings import DatabaseSettings, ModelSettings, QueueSettings, ServerSettings, Settings, WebhookSettings
 from batchyard.store.base import JobStore, ModelConfig
 from batchyard_producer.app import Api
 from batchyard_producer.connections import Connection
+from batchyard_producer.dispatcher import Timing
 
 TEXT_SCHEMA = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 20}}, "required": ["text"]}
 MODELS = (ModelSettings(name="echo", runtime="tests:Echo"), ModelSettings(name="strict", runtime="tests:Strict"))
 SERVER = ServerSettings(max_body_bytes=100_000, max_input_bytes=10_000, max_inputs=500)
 QUEUES = QueueSettings(max_queued=2_000)
+
+
+WEBHOOKS = WebhookSettings(allowed_networks=("127.0.0.0/8",), retry_seconds=(0.01, 0.02, 0.03), timeout_seconds=5)
 
 
 class FragileStore:
@@ -109,12 +113,17 @@ def _outcome(job: ClaimedJob) -> Outcome:
 def serving(store: JobStore, *, url: str, state_dir: Path) -> Iterator[Yard]:
     """Serve this store, of the database at `url`, on a free port until the block ends."""
     settings = Settings(
-        state_dir=state_dir, database=DatabaseSettings(url=url), models=MODELS, server=SERVER, queues=QUEUES
+        state_dir=state_dir,
+        database=DatabaseSettings(url=url),
+        models=MODELS,
+        server=SERVER,
+        queues=QUEUES,
+        webhooks=WEBHOOKS,
     )
     _publish_schema(store)
     fragile = FragileStore(store)
     broker = Broker("memory://")
-    application = Api(settings, store=fragile, broker=broker).application
+    application = Api(settings, store=fragile, broker=broker, timing=Timing(webhooks=0.1)).application
     listening = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         application, lifespan="on", log_config=None, access_log=False, http=Connection, loop="uvloop"
