@@ -19,12 +19,12 @@ import numpy as np
 from batchyard_scaler.policy.records import Pool, Zone
 from batchyard_scaler.simulator import peers
 from batchyard_scaler.simulator.comparing import Comparison, compare
-from batchyard_scaler.simulator.engine import World
 from batchyard_scaler.simulator.generators import from_rates, sparse
 from batchyard_scaler.simulator.measures import Measures
 from batchyard_scaler.simulator.peers import OURS, Contender
 from batchyard_scaler.simulator.reading import Rates, read_jobs, read_spot
 from batchyard_scaler.simulator.report import markdown
+from batchyard_scaler.simulator.service import World
 from batchyard_scaler.simulator.trace import Spot, Trace
 from tests.benchmarks import deciding
 

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from batchyard_scaler.policy.records import Decision
 
+SYNC_SECONDS = 15.0
+"""How often the HorizontalPodAutoscaler looks, and others here do."""
+
 
 class Reading(Decision, frozen=True, kw_only=True):
     """A peer's answer: what it measures over its target, which an autoscaler turns into replicas."""
@@ -27,7 +30,7 @@ class Autoscaler(Protocol):
 class Direct:
     """Carries out decisions as they are, every so often: local pools, and peers that scale by themselves."""
 
-    def __init__(self, *, every_seconds: float = 15.0) -> None:
+    def __init__(self, *, every_seconds: float = SYNC_SECONDS) -> None:
         self._every_seconds = every_seconds
 
     def look(self, now: float, decision: Decision, *, current: int) -> int:

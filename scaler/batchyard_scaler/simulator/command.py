@@ -12,11 +12,12 @@ from rich.progress import Progress
 
 from batchyard.cli.invocation import Invocation
 from batchyard_scaler.simulator.comparing import Comparison, compare
-from batchyard_scaler.simulator.engine import Moment, World
+from batchyard_scaler.simulator.engine import Moment
 from batchyard_scaler.simulator.flags import assumptions_of, configured_pools, pools_of, trace_of
 from batchyard_scaler.simulator.peers import CONTENDERS, Contender, contender
 from batchyard_scaler.simulator.reading import read_spot
 from batchyard_scaler.simulator.report import as_json, markdown
+from batchyard_scaler.simulator.service import World
 
 DEFAULT_POLICIES = ("batchyard", "keda:1", "keda:5", "keda:30", "backlog:10", "ray:2")
 ABOVE_0 = click.FloatRange(min=0, min_open=True)

@@ -8,9 +8,10 @@ import msgspec
 
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.simulator.bound import bound
-from batchyard_scaler.simulator.engine import Moment, World, replay, replay_apart
+from batchyard_scaler.simulator.engine import Moment, replay, replay_apart
 from batchyard_scaler.simulator.measures import Measures, measure, pareto
 from batchyard_scaler.simulator.peers import OURS, Contender
+from batchyard_scaler.simulator.service import World
 from batchyard_scaler.simulator.trace import Spot, Trace
 
 

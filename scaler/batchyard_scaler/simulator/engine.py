@@ -1,38 +1,22 @@
-"""The replay: arrivals, cold starts, service, preemptions and decisions, one event after the other."""
+"""The replay: arrivals, what happens of itself, and decisions, one after the other."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 
 from batchyard_scaler.policy.records import Budget, Decision, Fleet, Pool
-from batchyard_scaler.simulator.autoscaler import Autoscaler, Direct
-from batchyard_scaler.simulator.queues import Ledger, SimulatedQueue, queues_of
-from batchyard_scaler.simulator.replicas import SimulatedPool, SimulatedReplica, SimulatedZone, Spent
-from batchyard_scaler.simulator.trace import Floats, Spot, SpotTrace, Trace
+from batchyard_scaler.simulator.autoscaler import SYNC_SECONDS, Autoscaler, Direct
+from batchyard_scaler.simulator.replicas import Spent
+from batchyard_scaler.simulator.service import Service, World
+from batchyard_scaler.simulator.trace import Floats, Spot, Trace
 
 Policy = Callable[[Fleet], Sequence[Decision]]
 GIVE_UP_SECONDS = 86_400.0
 """So long after the trace's end, jobs that nobody has finished are given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """How things behave that no policy decides."""
-
-    notice_seconds: float = 30.0
-    """Between the news that a spot node goes and its end."""
-    urgent_seconds: float = 10.0
-    """A job whose latest safe start is as near goes ahead."""
-    cold_start_p50_seconds: float | None = None
-    """With it, starts are drawn log-normally with this median and the pool's p90; without, each takes the p90."""
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +62,10 @@ def replay(
     same, so that a policy cannot save by letting them expire.
     """
     running = _Replay(
+        Service(trace, pools=pools, spot=spot or {}, world=world or World()),
         trace,
-        pools=pools,
         policy=policy,
-        autoscalers={pool.name: autoscaler(pool) for pool in pools},
-        spot=spot or {},
-        world=world or World(),
+        autoscalers=[autoscaler(pool) for pool in pools],
         budget=budget or Budget(),
         remembers=remembers,
     )
@@ -112,344 +94,122 @@ def replay_apart(
 class _Replay:
     def __init__(
         self,
+        service: Service,
         trace: Trace,
         *,
-        pools: Sequence[Pool],
         policy: Policy,
-        autoscalers: Mapping[str, Autoscaler],
-        spot: Spot,
-        world: World,
+        autoscalers: Sequence[Autoscaler],
         budget: Budget,
         remembers: bool,
     ) -> None:
+        self._service = service
         self._trace = trace
         self._policy = policy
         self._autoscalers = autoscalers
-        self._world = world
+        """In the order of the service's pools."""
         self._budget = budget
         self._remembers = remembers
-        self._random = np.random.default_rng(world.seed)
-        self._ledger = Ledger(trace)
-        self._queues = queues_of(trace, self._ledger, urgent_seconds=world.urgent_seconds)
-        self._zones = {name: SimulatedZone(name) for name in spot}
-        self._pools = [self._pool(settings) for settings in pools]
-        self._servers = {key: self._servers_of(queue) for key, queue in self._queues.items()}
-        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
-        self._order = itertools.count()
-        self._now = 0.0
-        self._left = len(trace)
         self._look_at = 0.0
-        self._hold_until: float | None = None
-        """Where nothing but an arrival or this moment would change the decision: when the policy wants to look."""
-        self._finished = [math.nan] * len(trace)
+        self._is_holding = False
+        """Nothing but an arrival would change the decision before `_look_at`."""
+        self._seen = -1
+        """What had happened by the last look."""
         self._decisions = 0
         self._moments: list[Moment] = []
-        for zone, capacity in spot.items():
-            self._await_change(self._zones[zone], capacity, 0)
-
-    def _pool(self, settings: Pool) -> SimulatedPool:
-        lanes = [
-            [queue for queue in self._queues.values() if queue.is_tolerant == is_tolerant and _serves(settings, queue)]
-            for is_tolerant in ((False, True) if settings.capacity == "on_demand" else (True,))
-        ]
-        zones = [self._zones[zone.name] for zone in settings.zones if zone.name in self._zones]
-        settings = msgspec.structs.replace(settings, usual_slack_seconds=self._usual_slack(settings))
-        return SimulatedPool(settings, lanes=[lane for lane in lanes if lane] or [[]], zones=zones)
-
-    def _usual_slack(self, pool: Pool) -> float | None:
-        """What 19 of 20 jobs of its models are given at least; production learns it from those that have come."""
-        names = self._trace.models
-        mine = np.isin(self._trace.model, [index for index, name in enumerate(names) if name in pool.models])
-        slack = (self._trace.due_at - self._trace.arrive_at)[mine]
-        usual = float(np.quantile(slack, 0.05, method="lower")) if len(slack) else math.inf
-        return usual if math.isfinite(usual) else None
-
-    def _servers_of(self, queue: SimulatedQueue) -> list[SimulatedPool]:
-        """Spot first: what needs no on-demand replica leaves it to the firm lane."""
-        pools = [pool for pool in self._pools if any(queue in lane for lane in pool.lanes)]
-        return sorted(pools, key=lambda pool: pool.settings.capacity != "spot")
-
-    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self, on_progress: Callable[[float], None]) -> Replayed:
-        arrivals = self._trace.arrive_at.tolist()
-        models = self._trace.model.tolist()
-        tolerant = self._trace.is_tolerant.tolist()
-        end = self._trace.seconds
-        index, count, events = 0, len(arrivals), self._events
+        arrivals, end, service = self._trace.arrive_at.tolist(), self._trace.seconds, self._service
+        index, count = 0, len(arrivals)
         while True:
-            event_at = events[0][0] if events else math.inf
+            event_at = service.next_at
             if index < count and arrivals[index] <= event_at and arrivals[index] <= self._look_at:
-                self._now = arrivals[index]
-                self._arrive(index, self._queues[models[index], tolerant[index]])
+                self._arrive(index, arrivals[index])
                 index += 1
                 continue
             at = min(event_at, self._look_at)
-            if self._left == 0 and at >= end:
-                self._now = max(end, *self._finished)
-                break
+            if service.left == 0 and at >= end:
+                return self._result(max(end, *service.finished))
             if at > end + GIVE_UP_SECONDS:
-                self._now = end + GIVE_UP_SECONDS
-                break
-            self._now = at
+                return self._result(end + GIVE_UP_SECONDS)
             if event_at <= self._look_at:
-                _, _, act, arguments = heapq.heappop(events)
-                act(*arguments)
+                service.step()
+            elif self._nothing_new(at):
+                self._look_at = self._next_look(at)
             else:
-                self._look()
+                self._look(at)
                 if self._decisions % 256 == 0:
-                    on_progress(min(1.0, self._now / end))
-        return self._result()
+                    on_progress(min(1.0, at / end))
 
-    def _at(self, time: float, act: Callable[..., None], *arguments: object) -> None:
-        heapq.heappush(self._events, (time, next(self._order), act, arguments))
+    def _nothing_new(self, now: float) -> bool:
+        """Whether a poll between two syncs may be left out: nothing happened since the last look, and no replica is
+        idle, so that no policy would end the last one."""
+        service = self._service
+        if self._is_holding or now % SYNC_SECONDS == 0:
+            return False
+        return service.happened == self._seen and not any(p.idle for p in service.pools)
 
-    def _result(self) -> Replayed:
-        for pool in self._pools:
-            for replica in [*pool.live, *pool.draining]:
-                self._end(replica)
+    def _arrive(self, job: int, now: float) -> None:
+        if self._is_holding:
+            self._is_holding = False
+            self._look_at = min(self._look_at, self._next_look(now))
+        self._service.arrive(job, now)
+
+    def _result(self, ended_at: float) -> Replayed:
+        self._service.end(ended_at)
+        pools = self._service.pools
         return Replayed(
             trace=self._trace,
-            pools=[pool.settings for pool in self._pools],
-            finished_at=np.array(self._finished),
-            spent={pool.name: pool.spent for pool in self._pools},
-            ended_at=self._now,
+            pools=[pool.settings for pool in pools],
+            finished_at=np.array(self._service.finished),
+            spent={pool.name: pool.spent for pool in pools},
+            ended_at=ended_at,
             decisions=self._decisions,
             moments=self._moments,
         )
 
-    # --- jobs ---------------------------------------------------------------------------------------------------------
-
-    def _arrive(self, job: int, queue: SimulatedQueue) -> None:
-        queue.count_in(job, self._ledger.bucket[job])
-        if self._hold_until is not None:
-            self._hold_until = None
-            self._look_at = min(self._look_at, self._next_look())
-        self._offer(job, queue)
-
-    def _offer(self, job: int, queue: SimulatedQueue) -> None:
-        for pool in self._servers[queue.model, queue.is_tolerant]:
-            if pool.idle:
-                replica = pool.idle_replica(queue.model)
-                pool.note_busy(replica, self._now)
-                self._start_job(replica, job, queue)
-                return
-        queue.add(job)
-
-    def _start_job(self, replica: SimulatedReplica, job: int, queue: SimulatedQueue) -> None:
-        queue.running += 1
-        now = self._now
-        # The first model comes with the start.
-        swap = replica.pool.settings.swap_seconds if replica.model not in {None, queue.model} else 0.0
-        replica.model, replica.job, replica.since, replica.swap_until = queue.model, job, now, now + swap
-        end = now + swap + self._ledger.work[job] / replica.pool.settings.speed
-        heapq.heappush(self._events, (end, next(self._order), self._finish, (replica, job, queue)))
-
-    def _finish(self, replica: SimulatedReplica, job: int, queue: SimulatedQueue) -> None:
-        if replica.state == "gone":
-            return
-        now, spent = self._now, replica.pool.spent
-        self._finished[job] = now
-        self._left -= 1
-        queue.running -= 1
-        queue.count_out(job, self._ledger.bucket[job])
-        spent.swap_seconds += replica.swap_until - replica.since
-        spent.busy_seconds += now - replica.swap_until
-        replica.job = None
-        if replica.state == "draining":
-            self._end(replica)
-        else:
-            self._take_next(replica)
-
-    def _take_next(self, replica: SimulatedReplica) -> None:
-        queue = self._choose(replica)
-        if queue is None:
-            replica.pool.note_idle(replica, self._now)
-        else:
-            self._start_job(replica, queue.take(self._now), queue)
-
-    def _choose(self, replica: SimulatedReplica) -> SimulatedQueue | None:
-        """The firm lane first. Within a lane the model in memory, unless another queue's job cannot wait any longer;
-        where nothing of it waits, the queue whose first job must start soonest."""
-        for lane in replica.pool.lanes:
-            waiting = [queue for queue in lane if queue.waiting]
-            if len(waiting) < 2:
-                if waiting:
-                    return waiting[0]
-                continue
-            pressing = min(waiting, key=SimulatedQueue.next_start_by)
-            swap = replica.pool.settings.swap_seconds
-            if pressing.next_start_by() - swap < self._now + self._world.urgent_seconds:
-                return pressing
-            return next((queue for queue in waiting if queue.model == replica.model), pressing)
-        return None
-
-    # --- replicas -----------------------------------------------------------------------------------------------------
-
-    def _scale(self, pool: SimulatedPool, wanted: int, preferred: Mapping[str, int]) -> None:
-        pool.wanted = wanted
-        for replica in pool.victims(len(pool.live) - wanted) if wanted < len(pool.live) else ():
-            self._drain(replica)
-        self._fill(pool, preferred)
-
-    def _fill(self, pool: SimulatedPool, preferred: Mapping[str, int]) -> None:
-        """Start what is wanted, as far as there are nodes for it."""
-        while len(pool.live) < pool.wanted:
-            zone = None
-            if pool.zones:
-                zone = pool.zone_with_room(dict(preferred))
-                if zone is None:
-                    break
-                zone.used += 1
-            self._start(pool, zone.name if zone else "")
-        for zone in pool.zones:
-            if len(pool.live) >= pool.wanted or zone.used < zone.nodes:
-                zone.asked_since = None
-            elif zone.asked_since is None:
-                zone.asked_since = self._now
-
-    def _start(self, pool: SimulatedPool, zone: str) -> None:
-        ready_at = self._now + self._cold_start(pool.settings)
-        replica = SimulatedReplica(pool, zone, asked_at=self._now, ready_at=ready_at)
-        pool.live.append(replica)
-        pool.spent.starts += 1
-        self._at(ready_at, self._become_ready, replica)
-
-    def _cold_start(self, pool: Pool) -> float:
-        p50, p90 = self._world.cold_start_p50_seconds, pool.cold_start_seconds
-        if p50 is None:
-            return p90
-        sigma = math.log(p90 / p50) / 1.2815515655446004
-        return float(self._random.lognormal(math.log(p50), sigma))
-
-    def _become_ready(self, replica: SimulatedReplica) -> None:
-        if replica.state == "starting":
-            replica.state = "ready"
-            replica.pool.spent.cold_seconds += self._now - replica.asked_at
-            self._take_next(replica)
-
-    def _drain(self, replica: SimulatedReplica) -> None:
-        """No further job; the one at hand is finished first."""
-        pool = replica.pool
-        if replica.job is None:
-            self._end(replica)
-        else:
-            replica.state = "draining"
-            pool.live.remove(replica)
-            pool.draining.append(replica)
-
-    def _end(self, replica: SimulatedReplica) -> None:
-        """The replica is gone, and is paid until now; a job that it still had is cut off."""
-        pool, now = replica.pool, self._now
-        (pool.draining if replica.state == "draining" else pool.live).remove(replica)
-        if replica in pool.idle:
-            pool.note_busy(replica, now)
-        if replica.state == "starting":
-            pool.spent.cold_seconds += now - replica.asked_at
-        if replica.job is not None:
-            pool.spent.lost_seconds += now - replica.since
-        if replica.zone:
-            self._zones[replica.zone].used -= 1
-        pool.spent.replica_seconds += now - replica.asked_at
-        replica.state = "gone"
-
-    # --- spot ---------------------------------------------------------------------------------------------------------
-
-    def _await_change(self, zone: SimulatedZone, capacity: SpotTrace, index: int) -> None:
-        at, change = capacity.change(index)
-        self._at(at, self._change_zone, zone, capacity, index, change)
-
-    def _change_zone(self, zone: SimulatedZone, capacity: SpotTrace, index: int, change: int) -> None:
-        """A zone gains or loses nodes. As likely as a node is in use, the one that is lost is a replica's."""
-        for _ in range(-change):
-            if zone.used and self._random.random() < zone.used / zone.nodes:
-                self._preempt(zone)
-            zone.nodes -= 1
-        zone.nodes += max(0, change)
-        for pool in self._pools:
-            if zone in pool.zones:
-                self._fill(pool, {})
-        self._await_change(zone, capacity, index + 1)
-
-    def _preempt(self, zone: SimulatedZone) -> None:
-        """Take the node of one replica of the zone: it drains within the notice."""
-        there = [
-            replica for pool in self._pools for replica in (*pool.live, *pool.draining) if replica.zone == zone.name
-        ]
-        replica = there[int(self._random.integers(len(there)))]
-        replica.pool.spent.preemptions += 1
-        zone.note_preemption(self._now)
-        if replica.state != "draining":
-            self._drain(replica)
-        if replica.state == "draining":
-            # The node counts as gone from the news on.
-            replica.zone = ""
-            zone.used -= 1
-            self._at(self._now + self._world.notice_seconds, self._cut_off, replica)
-        self._look_at = min(self._look_at, self._next_look())
-
-    def _cut_off(self, replica: SimulatedReplica) -> None:
-        if replica.state == "gone":
-            return
-        job = replica.job
-        self._end(replica)
-        if job is not None:
-            replica.pool.spent.requeued += 1
-            queue = self._queues[int(self._trace.model[job]), bool(self._trace.is_tolerant[job])]
-            queue.running -= 1
-            self._offer_again(job, queue)
-
-    def _offer_again(self, job: int, queue: SimulatedQueue) -> None:
-        if any(pool.idle for pool in self._servers[queue.model, queue.is_tolerant]):
-            self._offer(job, queue)
-        else:
-            queue.add(job, is_first=True)
-
-    # --- decisions ----------------------------------------------------------------------------------------------------
-
-    def _look(self) -> None:
-        now = self._now
+    def _look(self, now: float) -> None:
+        service = self._service
+        service.now = now
+        self._seen = service.happened
         fleet = Fleet(
             now_seconds=self._trace.begins_at_seconds + now,
-            pools=[pool.told(now) for pool in self._pools],
-            demands=[queue.demand(now) for queue in self._queues.values() if queue.has_work],
+            pools=[pool.told(now) for pool in service.pools],
+            demands=[queue.demand(now) for queue in service.queues.values() if queue.has_work],
             budget=self._budget,
         )
         decisions = {decision.pool: decision for decision in self._policy(fleet)}
         self._decisions += 1
-        for pool in self._pools:
+        for pool, autoscaler in zip(service.pools, self._autoscalers, strict=True):
             decision = decisions[pool.name]
-            wanted = self._autoscalers[pool.name].look(now, decision, current=pool.wanted)
-            self._scale(pool, min(wanted, pool.settings.maximum), decision.zones)
-        self._remember()
-        self._look_at = self._next_look()
-        self._hold_until = None
-        if self._is_at_rest() and not any(decision.replicas for decision in decisions.values()):
-            waits = [decision.next_look_seconds for decision in decisions.values()]
+            wanted = autoscaler.look(now, decision, current=pool.wanted)
+            service.scale(pool, min(wanted, pool.settings.maximum), decision.zones)
+        if self._remembers:
+            self._remember(now)
+        self._plan_next_look(now, decisions.values(), has_work=bool(fleet.demands))
+
+    def _plan_next_look(self, now: float, decisions: Collection[Decision], *, has_work: bool) -> None:
+        """On the autoscalers' beat; where there is nothing and nothing is wanted, not before the policy asks to."""
+        self._look_at = self._next_look(now)
+        self._is_holding = False
+        is_at_rest = not any(pool.replicas or pool.wanted for pool in self._service.pools)
+        if is_at_rest and not any(decision.replicas for decision in decisions):
+            waits = [decision.next_look_seconds for decision in decisions]
             hold = min((now + wait for wait in waits if wait is not None), default=math.inf)
-            if math.isfinite(hold) or not fleet.demands:
-                self._hold_until = hold
+            if math.isfinite(hold) or not has_work:
+                self._is_holding = True
                 self._look_at = max(self._look_at, hold)
 
-    def _is_at_rest(self) -> bool:
-        return not any(pool.replicas or pool.wanted for pool in self._pools)
-
-    def _next_look(self) -> float:
+    def _next_look(self, now: float) -> float:
         return min(
-            autoscaler.next_look(self._now, current=pool.wanted)
-            for pool, autoscaler in zip(self._pools, self._autoscalers.values(), strict=True)
+            autoscaler.next_look(now, current=pool.wanted)
+            for pool, autoscaler in zip(self._service.pools, self._autoscalers, strict=True)
         )
 
-    def _remember(self) -> None:
-        if self._remembers:
-            self._moments.append(
-                Moment(
-                    at_seconds=self._now,
-                    backlog_seconds=sum(queue.work_seconds() for queue in self._queues.values()),
-                    replicas={pool.name: pool.replicas for pool in self._pools},
-                )
+    def _remember(self, now: float) -> None:
+        self._moments.append(
+            Moment(
+                at_seconds=now,
+                backlog_seconds=sum(queue.work_seconds() for queue in self._service.queues.values()),
+                replicas={pool.name: pool.replicas for pool in self._service.pools},
             )
-
-
-def _serves(pool: Pool, queue: SimulatedQueue) -> bool:
-    return queue.model_name in pool.models
+        )

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchyard_scaler.policy.records import Decision
-from batchyard_scaler.simulator.autoscaler import Reading, next_multiple
-
-SYNC_SECONDS = 15.0
-"""How often the HorizontalPodAutoscaler looks."""
+from batchyard_scaler.simulator.autoscaler import SYNC_SECONDS, Reading, next_multiple
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def read_spot(path: Path, *, zone: str | None = None) -> SpotTrace:
         zone=zone or path.name.split(".")[0],
         at_seconds=at,
         changes=np.array([change for _, change in changes], dtype=np.int64),
-        seconds=max(1.0, float(at[-1])),
+        seconds=max(3600.0, float(at[-1])),
     )
 
 

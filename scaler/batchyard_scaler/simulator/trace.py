@@ -77,7 +77,7 @@ class SpotTrace:
     changes: NDArray[np.int64]
     """Nodes gained; negative: lost. Their running sum is never negative."""
     seconds: float
-    """Length of a round; after its end it begins anew, from the number of nodes that there were then."""
+    """Length of a round, an hour at the least. After its end it begins anew, from the nodes that there were then."""
 
     def counts(self) -> NDArray[np.int64]:
         """Nodes there are from each change on."""

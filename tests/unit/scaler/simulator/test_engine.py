@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from batchyard_scaler.policy.records import Decision, Fleet
-from batchyard_scaler.simulator.engine import Policy, World, replay
+from batchyard_scaler.simulator.engine import Policy, replay
 from batchyard_scaler.simulator.queues import START_MARGIN
+from batchyard_scaler.simulator.service import World
 from tests.unit.scaler.simulator.hand import COLD, pool_of, spot_of, trace_of
 
 

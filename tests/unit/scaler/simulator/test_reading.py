@@ -129,7 +129,7 @@ def test_counts_at_dates_that_run_a_little_ahead(tmp_path: Path) -> None:
 
 def test_counts_in_seconds_and_in_hours(tmp_path: Path) -> None:
     seconds = read_spot(write(tmp_path, "0,0\n60,4\n60,3\n90,3\n"))
-    assert (seconds.counts().tolist(), seconds.seconds) == ([0, 4, 3, 3], 90)
+    assert (seconds.counts().tolist(), seconds.seconds) == ([0, 4, 3, 3], 3600)
     assert read_spot(write(tmp_path, "0.0,0\n0.5,4\n")).at_seconds.tolist() == [0, 1800]
     assert spot_faults(write(tmp_path, "5,1\n4,1\n6,-1\n6\n")) == [
         "line 2: time is 4; expected 5 or later: rows ascend by time",
