@@ -11,10 +11,30 @@ from batchyard.settings import Settings
 
 
 @click.command()
+@click.option(
+    "--restored",
+    is_flag=True,
+    help="The database was put back from a backup: nothing that was claimed before may be written any more.",
+)
 @click.pass_obj
-def migrate(invocation: Invocation, /) -> None:
+def migrate(invocation: Invocation, /, *, restored: bool) -> None:
     """Create the database's tables, or bring them to this version. Safe to repeat."""
-    click.echo(f"the database {migrate_database(invocation.settings())} is up to date")
+    settings = invocation.settings()
+    click.echo(f"the database {migrate_database(settings)} is up to date")
+    if restored:
+        disown(settings)
+        click.echo("what consumers held when it was saved is queued again")
+
+
+def disown(settings: Settings) -> None:
+    """See `JobStore.disown`."""
+    from batchyard.store.open import open_store
+
+    store = open_store(settings.database.url, state_dir=settings.state_dir)
+    try:
+        store.disown()
+    finally:
+        store.close()
 
 
 def migrate_database(settings: Settings) -> str:

@@ -90,6 +90,9 @@ class JobStore(Protocol):
     def ping(self) -> None:
         """Touch the database; raises Unavailable where it is away."""
 
+    def probe(self) -> str:
+        """Commit something small, and tell the version of the schema; Unavailable where that cannot be done."""
+
     def now_ms(self) -> int:
         """The database's clock, estimated from a recent reading and the local monotonic clock; no round trip."""
 
@@ -175,6 +178,10 @@ class JobStore(Protocol):
     def bury(self, owner: int, *, executing: Sequence[int], cause: str | None = None) -> bool:
         """A consumer's process is known to have ended while it executed these jobs; `cause` is for people. Marks it
         dead at once: `reap` does the rest. False, and nothing is changed, where it had left or was reaped before."""
+
+    def disown(self) -> None:
+        """Of a database that was put back from a backup: nobody registered in it may write any more, what they held is
+        queued again, uncharged, and nobody leads. Several transactions; repeating it does no harm."""
 
     def report_version(
         self, version_id: int, *, digest: str, input_schema: Mapping[str, Any], cost_unit: str, load_seconds: float

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, Select, and_, select
 
 from batchyard.blame import Death, Record, charged, crash_error
-from batchyard.jobs import State
+from batchyard.jobs import ID_STRIDE, State
 from batchyard.store.deltas import Deltas, JobRow
 from batchyard.store.moves import Moves
 from batchyard.store.sql import IS_RUNNING, JOB_ROW, PREEMPTED
-from batchyard.store.tables import consumers, job_results, jobs
+from batchyard.store.tables import consumers, counters, job_results, jobs, leases
 from batchyard.store.views import ERROR, dump_error
 
 _PRESENT = ("starting", "ready", "draining")
+DISOWN_JOBS = 1000
+"""Taken back in one transaction."""
 
 _HELD: Select[Any] = select(
     jobs.c.id,
@@ -77,6 +79,20 @@ class Reaping(Moves):
             queued = self._take_back(connection, rows, deltas=deltas, now_ms=now) if rows else {}
             self._record(connection, deltas)
         return queued
+
+    def disown(self) -> None:
+        """See `JobStore.disown`."""
+        away = select(consumers.c.id).where(consumers.c.state.in_(("dead", "gone")))
+        owned = select(jobs.c.id).where(IS_RUNNING, jobs.c.owner.in_(away))
+        with self._writing() as connection:
+            now = self._database_ms(connection)
+            present = consumers.c.state.in_(_PRESENT)
+            connection.execute(consumers.update().where(present).values(state="gone", lease_until=now))
+            connection.execute(leases.update().values(until=0))
+            # The nodes given out since the backup are unknown here, and ids are told apart by them.
+            connection.execute(counters.update().values(value=counters.c.value + ID_STRIDE // 2))
+        while self._finds(owned):
+            self.reap(limit=DISOWN_JOBS)
 
     def _take_back(
         self, connection: Connection, rows: Sequence[JobRow], *, deltas: Deltas, now_ms: int
