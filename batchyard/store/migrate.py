@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,9 @@ def upgrade(url: str) -> None:
 
 
 def upgrade_connection(connection: sa.Connection) -> None:
-    """As `upgrade`, over an open connection; the caller commits."""
+    """As `upgrade`, over an open connection; the caller commits. A newer schema is left as it is."""
+    if is_newer(MigrationContext.configure(connection).get_current_revision()):
+        return
     config = Config()
     config.set_main_option("script_location", LOCATION)
     config.attributes["connection"] = connection
@@ -101,6 +104,7 @@ def current(url: str) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
+@lru_cache(maxsize=1)
 def newest() -> str | None:
     """The schema version that this code speaks."""
     config = Config()
@@ -108,11 +112,29 @@ def newest() -> str | None:
     return ScriptDirectory.from_config(config).get_current_head()
 
 
+def is_newer(found: str | None) -> bool:
+    """Whether a schema version comes after the one that this code speaks. They are numbers of four digits."""
+    wanted = newest()
+    return found is not None and wanted is not None and found > wanted
+
+
+def fits(found: str | None) -> bool:
+    """Whether this code works with a schema: the one that it speaks, or a newer one of the same thousand, which only
+    adds to it. So a fleet may be upgraded one process at a time, the schema first."""
+    return found == newest() or (is_newer(found) and str(found)[0] == str(newest())[0])
+
+
 def check(url: str) -> None:
-    """Unavailable, saying what to do, where the database's schema is not the one that this code speaks."""
+    """Unavailable, saying what to do, where this code cannot work with the database's schema."""
     found, wanted = current(url), newest()
-    if found == wanted:
+    if fits(found):
         return
+    if is_newer(found):
+        raise Unavailable(
+            f"the database {_shown(url)} has the schema version {found}, which this batchyard is too old for: it knows"
+            f" {wanted}; upgrade it",
+            retry_after_seconds=5.0,
+        )
     have = f"has the schema version {found}" if found else "has no schema"
     raise Unavailable(
         f"the database {_shown(url)} {have} and this batchyard needs {wanted}: run `batchyard migrate`",

@@ -42,6 +42,7 @@ from batchyard_producer.group_commit import GroupCommit
 from batchyard_producer.hot import HotRoutes
 from batchyard_producer.intake import Room
 from batchyard_producer.payload_sweep import PayloadSweep
+from batchyard_producer.readiness import Readiness
 from batchyard_producer.reading import Reading
 from batchyard_producer.routes import bulks, hot, jobs, keys, models, payloads, pools, redrives, status, webhooks
 from batchyard_producer.services import Services
@@ -135,6 +136,7 @@ class Api:
             payload_ids=IdSource(store.take_node()),
             registry=registry,
             metrics=self._metrics,
+            readiness=Readiness(self._probe),
             room=Room(max_body_bytes=settings.server.max_body_bytes),
             threads=self._threads,
         )
@@ -183,6 +185,9 @@ class Api:
     def _broker_name(self, queue_id: int) -> str | None:
         load = self._catalog.snapshot.queues.get(queue_id)
         return None if load is None else queue_name(load.version.model, load.version.version, load.lane)
+
+    async def _probe(self) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._store.probe)
 
     # --- the application ---
 

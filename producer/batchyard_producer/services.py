@@ -20,6 +20,7 @@ from batchyard.telemetry import ApiMetrics
 from batchyard_producer.auth import Gate
 from batchyard_producer.group_commit import GroupCommit
 from batchyard_producer.intake import Room
+from batchyard_producer.readiness import Readiness
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -62,6 +63,8 @@ class Services:
     """Owned by the event loop."""
     registry: CollectorRegistry
     metrics: ApiMetrics
+    readiness: Readiness
+    """Owned by the event loop."""
     room: Room
     """For the bodies of requests."""
     threads: ThreadPoolExecutor

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib import metadata
 
 from starlette.responses import Response
 
 from batchyard import schemas, telemetry
 from batchyard.catalog import QueueLoad
-from batchyard.errors import BatchyardError
 from batchyard.jobs import State
 from batchyard.rendering import age_seconds
 from batchyard.schemas import rfc3339
 from batchyard_producer.calls import Asked, Call, answer
 from batchyard_producer.routes.pools import shown_pools
 from batchyard_producer.services import Services
-
-CHECK_SECONDS = 2.0
-"""How long the database may take to answer before the process counts as not ready."""
 
 ROLES: dict[bool | None, str] = {True: "leader", False: "follower", None: "unknown"}
 
@@ -79,24 +74,14 @@ async def healthz(asked: Asked) -> Response:
 
 
 async def readyz(asked: Asked) -> Response:
-    """The database must answer and the leader must be known; without a broker jobs are still taken and run."""
+    """The database must take a write, its schema must fit, and the leader must be known; without a broker jobs are
+    still taken and run."""
     services = asked.services
-    database = await _database(services)
     role = ROLES[services.dispatcher.is_leader]
-    checks = {"database": database, "role": role, "broker": "up" if services.broker.is_up else "down"}
-    ready = database == "ok" and role != "unknown"
+    database = await services.readiness.database()
+    checks = {**database, "role": role, "broker": "up" if services.broker.is_up else "down"}
+    ready = database["database"] == "ok" and role != "unknown"
     return answer(schemas.Health(status="ok" if ready else "unavailable", checks=checks), status=200 if ready else 503)
-
-
-async def _database(services: Services) -> str:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            await services.call(services.store.ping)
-    except TimeoutError:
-        return f"no answer within {CHECK_SECONDS:.0f} s"
-    except BatchyardError as error:
-        return error.code
-    return "ok"
 
 
 async def metrics(asked: Asked) -> Response:
@@ -128,7 +113,8 @@ CALLS = (
         method="GET",
         path="/readyz",
         summary="Whether requests should be sent here",
-        about="503, with the same body, while the database does not answer or no leader is known.",
+        about="503, with the same body, while the database takes no write, its schema does not fit, or no leader is "
+        "known. What was found holds for a second.",
         tag="operation",
         handler=readyz,
         scope=None,

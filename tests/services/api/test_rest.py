@@ -109,7 +109,7 @@ def test_without_a_database_every_call_says_when_to_come_back(yard: Yard) -> Non
         answer = yard.client.request(method, path)
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
         assert int(answer.headers["retry-after"]) >= 1
-    assert yard.client.get("/readyz").status_code == 503
+    until(lambda: yard.client.get("/readyz").status_code, lambda status: status == 503)
     assert yard.client.get("/healthz").status_code == 200
     metrics = yard.client.get("/metrics")
     assert metrics.status_code == 200

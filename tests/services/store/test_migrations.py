@@ -102,3 +102,21 @@ def test_sqlite_alone_is_a_file_in_the_state_folder(tmp_path: Path) -> None:
 def test_other_databases_are_not_supported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="postgresql"):
         open_store("mysql://localhost/x", state_dir=tmp_path)
+
+
+def test_older_code_works_on_a_newer_schema_and_leaves_it_as_it_is(empty_database: str, tmp_path: Path) -> None:
+    migrate.upgrade(empty_database)
+    engine = migrate.engine(empty_database)
+    for version, refusal in (("0999", None), ("1000", "too old"), ("0001", "batchyard migrate")):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+        if refusal is None:
+            migrate.upgrade(empty_database)
+            assert migrate.current(empty_database) == version
+            store = open_store(empty_database, state_dir=tmp_path)
+            assert store.probe() == version
+            store.close()
+        else:
+            with pytest.raises(Unavailable, match=refusal):
+                open_store(empty_database, state_dir=tmp_path)
+    engine.dispose()

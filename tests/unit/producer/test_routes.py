@@ -15,6 +15,7 @@ from batchyard.jobs import format_id
 from batchyard.keda import SCALE_PATH, SCALE_VALUE
 from batchyard.schemas import rfc3339
 from batchyard.settings import ServerSettings
+from batchyard.store import migrate
 from batchyard.store.base import PoolDecision, PoolOverride, SpendRow
 from batchyard_producer import intake
 from tests.unit.producer.conftest import Serve, Served
@@ -492,18 +493,37 @@ async def test_status_tells_of_the_whole_system(api: Served) -> None:
 async def test_health_and_readiness(api: Served) -> None:
     assert (await api.get("/healthz")).json() == {"status": "ok"}
     ready = await answered(api, "/readyz", lambda response: response.status_code == 200)
-    assert ready.json() == {"status": "ok", "checks": {"database": "ok", "role": "leader", "broker": "up"}}
+    assert ready.json() == {
+        "status": "ok",
+        "checks": {"database": "ok", "schema": migrate.newest(), "role": "leader", "broker": "up"},
+    }
 
 
 async def test_without_a_database_it_is_not_ready(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away() -> None:
+    def away() -> str:
         raise Unavailable("the database does not answer")
 
     await answered(api, "/readyz", lambda response: response.status_code == 200)
-    monkeypatch.setattr(api.store, "ping", away)
-    response = await api.get("/readyz")
+    monkeypatch.setattr(api.store, "probe", away)
+    response = await answered(api, "/readyz", lambda response: response.status_code == 503)
     assert (response.status_code, response.json()["checks"]["database"]) == (503, "unavailable")
     assert (await api.get("/healthz")).status_code == 200
+
+
+async def test_with_a_schema_that_does_not_fit_it_is_not_ready(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.store, "probe", lambda: "1000")
+    response = await answered(api, "/readyz", lambda response: response.status_code == 503)
+    assert response.json()["checks"]["database"] == "its schema does not fit this version of batchyard"
+
+
+async def test_anybody_may_ask_for_readiness_and_the_database_is_asked_once_a_second(
+    api: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(api.store, "probe", lambda: asked.append(1) or migrate.newest())
+    began = time.monotonic()
+    await asyncio.gather(*(api.get("/readyz") for _ in range(50)))
+    assert len(asked) <= 1 + time.monotonic() - began
 
 
 async def test_metrics_show_backlog_and_requests(api: Served) -> None:
