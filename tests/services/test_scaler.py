@@ -2,10 +2,12 @@
 
 import signal
 import subprocess
+import time
 from pathlib import Path
 
+from batchyard import Client
 from batchyard.store.open import open_store
-from tests.services.up import command, environment, eventually
+from tests.services.up import command, environment, eventually, running_up
 
 CONFIG = """
 [models.moody]
@@ -35,3 +37,85 @@ def test_decisions_are_written_down_and_no_consumer_is_started(tmp_path: Path) -
         scaler.kill()
         scaler.communicate()
         store.close()
+
+
+def scaler_process(folder: Path, name: str) -> subprocess.Popen[bytes]:
+    with (folder / name).open("wb") as log:
+        return subprocess.Popen(
+            command("scaler"), cwd=folder, env=environment(), stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
+
+
+def test_of_two_scalers_one_decides_and_the_other_takes_over_when_it_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "batchyard.toml").write_text(CONFIG)
+    subprocess.run(command("migrate"), cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=60)
+    store = open_store("sqlite", state_dir=tmp_path / ".batchyard")
+    scalers = {name: scaler_process(tmp_path, name) for name in ("a", "b")}
+
+    def leading() -> list[str]:
+        return [name for name in scalers if b'"leads":true' in (tmp_path / name).read_bytes()]
+
+    def decided_at_ms() -> int:
+        return max((made.decided_at_ms for made in store.decisions()), default=0)
+
+    try:
+        assert eventually(lambda: decided_at_ms() > 0 and len(leading()) == 1, seconds=40)
+        [first] = leading()
+        scalers[first].kill()
+        scalers.pop(first).communicate()
+        killed_ms = store.now_ms()
+        # The lease is five seconds; what the killed one decided is a minute old before it counts as stale.
+        assert eventually(lambda: len(leading()) == 1 and decided_at_ms() > killed_ms, seconds=30)
+        assert not any(made.is_stale(now_ms=store.now_ms()) for made in store.decisions())
+    finally:
+        for scaler in scalers.values():
+            scaler.kill()
+            scaler.communicate()
+        store.close()
+
+
+LAPTOP = """
+[queues]
+lease_seconds = 3
+[models.moody]
+runtime = "batchyard_consumers.samples:Moody"
+batch_budget = 1
+[pools.steady]
+models = ["moody"]
+device = "cpu"
+min = 1
+max = 2
+drain_seconds = 2
+[pools.cheap]
+models = ["moody"]
+capacity = "spot"
+device = "cpu"
+max = 1
+price_per_hour = 0.1
+drain_seconds = 2
+"""
+
+
+def test_a_burst_starts_a_consumer_at_once_and_one_on_spot_comes_and_goes_without_losing_a_job(tmp_path: Path) -> None:
+    """A laptop's day: a consumer is warm, a burst comes, and spot capacity helps out for 20 of every 23
+    seconds."""
+    (tmp_path / "spot.csv").write_text("0,1\n20,0\n23,1\n")
+    arguments = ("--spot-trace", "spot.csv", "--spot-notice", "5")
+    with running_up(tmp_path, config=LAPTOP, arguments=arguments) as up, Client(url=up.url) as client:
+        assert eventually(lambda: client.model("moody").versions[0].warm, seconds=60)
+        assert len(up.children("worker", "steady")) == 1
+
+        began = time.monotonic()
+        burst = client.submit_many("moody", [{"do": "sleep", "value": 0.05}] * 200)
+        assert eventually(lambda: len(up.children("worker", "steady")) == 2, seconds=20)
+        assert time.monotonic() - began < 2.0
+        assert [job.wait().state for job in burst] == ["succeeded"] * 200
+
+        tolerant = client.submit_many("moody", [{"do": "sleep", "value": 0.2}] * 200, tolerant=True)
+        assert eventually(lambda: any("consumer_preempted" in line for line in up.lines), seconds=60)
+        assert [job.wait().state for job in tolerant] == ["succeeded"] * 200
+        [_, cheap] = client.pools()
+        assert cheap.spent is not None
+        assert cheap.decision is not None
+        told = 'batchyard_preempted_consumers{pool="cheap",zone="spot"}'
+        assert eventually(lambda: told in client.metrics(), seconds=40)

@@ -56,8 +56,10 @@ class Up:
         config: str = CONFIG,
         program: Sequence[str | Path] = PROGRAM,
         variables: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self._arguments = tuple(arguments)
         self._program = tuple(program)
         self._variables = environment() if variables is None else dict(variables)
         self.config = folder / "batchyard.toml"
@@ -73,7 +75,7 @@ class Up:
     def start(self) -> None:
         self.lines.clear()
         self._process = subprocess.Popen(
-            [*self._program, "up", "--bind", "127.0.0.1:0"],
+            [*self._program, "up", "--bind", "127.0.0.1:0", *self._arguments],
             cwd=self.folder,
             env=self._variables,
             stdout=subprocess.PIPE,
@@ -141,8 +143,9 @@ def running_up(
     config: str = CONFIG,
     program: Sequence[str | Path] = PROGRAM,
     variables: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> Iterator[Up]:
-    up = Up(folder, config=config, program=program, variables=variables)
+    up = Up(folder, config=config, program=program, variables=variables, arguments=arguments)
     up.start()
     try:
         yield up
