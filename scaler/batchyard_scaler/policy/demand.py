@@ -9,7 +9,7 @@ from typing import NamedTuple
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.policy.work import TRIFLE_SECONDS, Capacity, Piece, drain_seconds
 
-WORTH_A_START = 0.1
+WORTH_A_START = 0.25
 """A replica that is started for a deadline has at least this part of its start's time left to work: below it, one
 start after the other would be paid for a few seconds' work each."""
 
@@ -70,6 +70,13 @@ def fewest(pieces: Sequence[Piece], *, pool: Pool) -> Need:
         if enough > need.replicas:
             need = Need(enough, piece.due_seconds if piece.has_deadline else None)
     return need
+
+
+def soonest_useful(pool: Pool, pieces: Sequence[Piece]) -> float:
+    """By when work must be due at the earliest for a replica that is started now to do any of it in time."""
+    jobs = sum(piece.jobs for piece in pieces)
+    each = sum(piece.work_seconds for piece in pieces) / jobs / pool.speed
+    return pool.cold_start_seconds + max(each, WORTH_A_START * pool.cold_start_seconds)
 
 
 def _starts(lack: float, *, each: float, run_seconds: float, pool: Pool) -> int | None:

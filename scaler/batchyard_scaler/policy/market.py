@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from batchyard_scaler.policy.choice import cheapest_first, unit_price
-from batchyard_scaler.policy.demand import fewest, lacking
+from batchyard_scaler.policy.demand import fewest, lacking, soonest_useful
 from batchyard_scaler.policy.hold import hold_seconds
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.policy.spot import WAIT_STARTS, can_count_on_starts, over_provision, urgent
@@ -129,9 +129,9 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
         # What no start on demand can save any more is left to spot, where there is any.
         soonest = 0.0
         if pool.count("ready", "starting"):
-            soonest = min((other.cold_start_seconds for other in on_demand), default=math.inf)
+            soonest = min((soonest_useful(other, mine) for other in on_demand), default=math.inf)
         pieces = _merged(left, rest_of(mine, capacity, kept_until_seconds=soonest))
-        ahead = _without(ahead, pool, capacity)
+        ahead = _without(ahead, pool, want.capacity(with_new=False))
 
 
 def _is_held(want: Want, pieces: Sequence[Piece], *, reserve_seconds: float = 0.0) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -54,17 +55,15 @@ class Replicas:
     def __init__(self, ready: int, starting: Iterable[float] = (), *, speed: float = 1.0) -> None:
         self._ready = ready
         self._starting = sorted(starting)
+        self._waited = [0.0, *accumulate(self._starting)]
+        """For the first so many, until each is ready."""
         self._speed = speed
 
     def by(self, seconds: float) -> float:
         if seconds <= 0:
             return 0.0
-        done = self._ready * seconds
-        for remaining in self._starting:
-            if remaining >= seconds:
-                break
-            done += seconds - remaining
-        return done * self._speed
+        there = bisect_right(self._starting, seconds)
+        return ((self._ready + there) * seconds - self._waited[there]) * self._speed
 
 
 class Spare:
