@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from sqlalchemy import Row, and_, func, or_, select
 
 from batchyard.jobs import ClaimedJob, State
@@ -17,6 +18,8 @@ from batchyard.store.sql import IS_RUNNING, JOB_ROW, PREEMPTED
 from batchyard.store.tables import consumers, jobs, leases
 
 _AWAY = ("gone", "dead")
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+"""What consumers tell is large, and read again and again."""
 
 
 class Fleet(Moves):
@@ -159,7 +162,7 @@ def _consumer(row: Row[Any]) -> ConsumerInfo:
         capacity=row.capacity,
         state=row.state,
         queue_ids=tuple(json.loads(row.queue_ids)),
-        stats=json.loads(row.stats),
+        stats=_decode(row.stats),
         started_at_ms=row.started_at,
         ready_at_ms=row.ready_at,
         lease_until_ms=row.lease_until,
