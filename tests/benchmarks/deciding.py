@@ -5,7 +5,6 @@ The round is the whole of it: what the scaler reads from the database, the polic
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +28,8 @@ DEADLINES = 5
 TIMES = 30
 
 
-def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, float]]:
-    """Medians in milliseconds, by what was measured: on SQLite, with one API process and its leader."""
+def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, list[float]]]:
+    """Ascending milliseconds, by what was measured: on SQLite, with one API process and its leader."""
     with server_folder("deciding") as folder:
         port = free_port()
         _configure(folder, port=port, queues=queues)
@@ -41,7 +40,7 @@ def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, float]]:
             _fill(store, settings, jobs=jobs)
             sizer = Sizer(settings, store=store)
             asked = f"{queues} queues, {jobs:,} queued jobs"
-            yield f"one round of decisions, {asked}", _median(lambda: sizer.round(lambda pool, live: len(live)))
+            yield f"one round of decisions, {asked}", _times(lambda: sizer.round(lambda pool, live: len(live)))
             command = [sys.executable, "-m", "batchyard.cli", "--config", "batchyard.toml", "--state", "state", "api"]
             url = f"http://127.0.0.1:{port}"
             environment = {"PYTHONPATH": str(ROOT)}
@@ -49,7 +48,7 @@ def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, float]]:
                 running(command, directory=folder, ready=lambda: _answers(url), environment=environment),
                 httpx.Client(base_url=url, timeout=60) as http,
             ):
-                yield f"GET /metrics, {asked}", _median(lambda: http.get("/metrics").raise_for_status())
+                yield f"GET /metrics, {asked}", _times(lambda: http.get("/metrics").raise_for_status())
         finally:
             store.close()
 
@@ -91,14 +90,14 @@ def _fill(store: JobStore, settings: Settings, *, jobs: int) -> None:
         )
 
 
-def _median(call: Callable[[], object]) -> float:
+def _times(call: Callable[[], object]) -> list[float]:
     call()
     seconds = []
     for _ in range(TIMES):
         began = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds) * 1000
+    return sorted(1000 * each for each in seconds)
 
 
 def _answers(url: str) -> bool:

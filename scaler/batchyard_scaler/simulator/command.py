@@ -43,6 +43,12 @@ def _contenders(context: click.Context, parameter: click.Parameter, names: Seque
 @click.option("--pools", "configured", is_flag=True, help="The pools of batchyard.toml, by name, price, min and max.")
 @click.option("--apart", is_flag=True, help="A pool for each model, in place of one pool for all of them.")
 @click.option("--cold-start", type=ABOVE_0, default=300.0, show_default=True, help="Seconds from start to first job.")
+@click.option(
+    "--cold-start-p50", type=ABOVE_0, help="Their median: starts are then drawn, and --cold-start is their p90."
+)
+@click.option(
+    "--notice", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds before a spot node goes."
+)
 @click.option("--swap", type=click.FloatRange(min=0), default=0.0, help="Seconds that another model takes to load.")
 @click.option("--price", type=ABOVE_0, default=1.0, show_default=True, help="Dollars an hour, on demand.")
 @click.option("--spot-price", type=ABOVE_0, default=0.35, show_default=True, help="Dollars an hour, spot.")
@@ -82,6 +88,8 @@ def simulate(
     configured: bool,
     apart: bool,
     cold_start: float,
+    cold_start_p50: float | None,
+    notice: float,
     swap: float,
     price: float,
     spot_price: float,
@@ -113,6 +121,8 @@ def simulate(
       batchyard simulate requests.csv --demand 20 --deadline 900 --cold-start 60
       batchyard simulate rates.csv.gz --model m-large --demand 20 --spot zone-a.csv --spot zone-b.csv
     """
+    if cold_start_p50 is not None and cold_start_p50 > cold_start:
+        raise click.UsageError(f"--cold-start-p50 is {cold_start_p50:g}, above --cold-start, {cold_start:g}.")
     jobs = trace_of(trace, model=model, demand=demand, job_seconds=job_seconds, deadlines=deadlines or None, seed=seed)
     spot = {zone.zone: zone for zone in map(read_spot, zones)}
     if configured:
@@ -137,7 +147,7 @@ def simulate(
             pools=pools,
             contenders=contenders,
             spot=spot,
-            world=World(seed=seed),
+            world=World(seed=seed, notice_seconds=notice, cold_start_p50_seconds=cold_start_p50),
             assumptions=assumptions,
             with_bound=with_bound and not apart and len(jobs.models) == 1,
             step_seconds=min(300.0, max(10.0, jobs.seconds / 200)),

@@ -46,16 +46,16 @@ def plot_costs(path: Path, comparison: Comparison) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
     for found in comparison.measures:
-        axis.scatter(found.cost, found.on_time_jobs * 100)
-        axis.annotate(found.contender, (found.cost, found.on_time_jobs * 100), (5, 4), textcoords="offset points")
+        axis.scatter(found.cost, found.on_time_jobs * 100, label=found.contender)
     front = [found for name in comparison.front for found in comparison.measures if found.contender == name]
     axis.plot([found.cost for found in front], [found.on_time_jobs * 100 for found in front], color="0.6", zorder=0)
     if comparison.bound_cost is not None:
         axis.axvline(comparison.bound_cost, color="0.3", linestyle="--", label="clairvoyant bound")
-        axis.legend()
+    axis.legend()
     unit = comparison.measures[0].cost_unit
     axis.set_xlabel("cost, dollars" if unit == "$" else f"cost, {unit}")
     axis.set_ylabel("jobs on time, %")
+    axis.set_ylim(top=min(101.0, axis.get_ylim()[1]))
     axis.set_title(comparison.trace, loc="left")
     _save(figure, path)
 

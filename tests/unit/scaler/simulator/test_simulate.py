@@ -63,6 +63,15 @@ def test_spot_zones_make_a_spot_pool(tmp_path: Path) -> None:
     assert "price of spot $0.35 an hour" in done.stdout
 
 
+def test_starts_are_drawn_around_their_median(tmp_path: Path) -> None:
+    flags = ("rates.csv", "--policy", "fixed:5", "--no-bound", "--cold-start", "90", "--cold-start-p50")
+    assert simulate(*flags, "30", "--out", "out").exit_code == 0
+    (found,) = json.loads((tmp_path / "out/report.json").read_text())["measures"]
+    assert 5 * 5 < found["cold_hours"] * 3600 < 5 * 180
+    assert found["cold_hours"] * 3600 != pytest.approx(5 * 90)
+    assert "above --cold-start" in simulate(*flags, "91").output
+
+
 def test_the_pools_of_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "batchyard.toml").write_text(
         '[models.a]\nruntime = "x:Y"\n[models.b]\nruntime = "x:Y"\n'
@@ -87,6 +96,15 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 def _error(done: Result, kind: type[BatchyardError]) -> str:
     assert isinstance(done.exception, kind)
     return done.exception.message
+
+
+def test_ctrl_c_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchyard_scaler.simulator.command.compare", interrupted)
+    assert simulate("bulk", "--out", "out").exit_code == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_margin_of_a_latest_start_is_the_one_of_production() -> None:
