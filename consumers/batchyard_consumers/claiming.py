@@ -124,6 +124,8 @@ class Claimer:
         self._on_done = on_done
         self._clock = clock
         self._is_stopped = False
+        self._claiming = threading.Lock()
+        """Held from the look at what may be claimed until it is."""
         self._looked_at = clock()
         self._silence = SILENCE_SECONDS
         self._more_is_queued = False
@@ -152,8 +154,17 @@ class Claimer:
         self._is_stopped = True
         self._inbox.changed.set()
 
+    def leave_out(self, served: Served) -> None:
+        """Claim nothing more of a version; once this returns, no claim of it is under way."""
+        with self._claiming:
+            served.is_leaving = True
+
     def step(self) -> bool:
         """One claim, from tickets or, after a silence, from the database; whether there was anything to claim."""
+        with self._claiming:
+            return self._step()
+
+    def _step(self) -> bool:
         tickets, requests = self._gather()
         if requests:
             self._silence = SILENCE_SECONDS
@@ -190,7 +201,7 @@ class Claimer:
             if not waiting or (firm_is_left and not queue.is_firm):
                 continue
             room = self._holding.room(queue.served, self._versions) - taken.get(queue.served.name, 0)
-            if queue.served.model is None:
+            if not queue.served.may_claim:
                 room = 0
             least = self._holding.least_claim(queue.served, self._versions)
             is_left = False
@@ -242,7 +253,7 @@ class Claimer:
     def _has_room(self, queue: ServedQueue) -> bool:
         """Whether a batch of this queue's jobs may be claimed."""
         served = queue.served
-        return served.model is not None and self._holding.room(served, self._versions) >= served.speed.batch_jobs
+        return served.may_claim and self._holding.room(served, self._versions) >= served.speed.batch_jobs
 
     # --- the idle claim ---
 
@@ -250,7 +261,7 @@ class Claimer:
         """Claim from the database what no ticket told of; whether anything was found."""
         self._looked_at = self._clock()
         requests: list[tuple[int, Sequence[int]]] = []
-        ready = [queue for queue in self._queues if queue.served.model is not None]
+        ready = [queue for queue in self._queues if queue.served.may_claim]
         rows = self._store.backlog(queue_ids=[queue.queue_id for queue in ready]) if ready else []
         queued = {row.queue_id for row in rows if row.state is State.QUEUED and row.jobs > 0}
         left = CLAIM_JOBS

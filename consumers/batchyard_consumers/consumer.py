@@ -30,6 +30,7 @@ from batchyard_consumers.notices.clouds import Metadata, Notice
 from batchyard_consumers.notices.watching import Watch
 from batchyard_consumers.pipeline import Pipeline
 from batchyard_consumers.pod import Pod, PodMark
+from batchyard_consumers.residents import Residents, room_on
 from batchyard_consumers.retries import RetryPolicy
 from batchyard_consumers.served import Served
 from batchyard_consumers.watchdog import Watchdog
@@ -130,12 +131,12 @@ class Consumer:
             on_hang=self._hang,
         )
         self._speeds = SpeedReporter(store)
-        self._loader = Loader(
+        self._residents = Residents(
             self.versions,
+            loader=Loader(store=store, device=self.device_name, meter=self.meter, on_loaded=self._loaded),
+            holder=self.pipeline,
             store=store,
-            device=self.device_name,
-            meter=self.meter,
-            on_loaded=self._loaded,
+            room=room_on(self.device_name, pool),
             stopping=self._stopping,
         )
 
@@ -159,7 +160,7 @@ class Consumer:
             models=[served.name for served in self.versions],
         )
         self.pipeline.start()
-        for name, body in (("heartbeat", self.heartbeat.run), ("loader", self._loader.run)):
+        for name, body in (("heartbeat", self.heartbeat.run), ("residents", self._residents.run)):
             self.pipeline.spawn(name, body)
         if self._pod is not None:
             mark = PodMark(self._pod, is_busy=lambda: self.pipeline.holding.jobs > 0, stopping=self._stopping)

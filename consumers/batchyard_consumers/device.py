@@ -127,7 +127,6 @@ class Device:
                 self._running[number] = None
 
     def _hand_on(self, batch: Batch, error: Exception | None) -> None:
-        self._pools.charge(batch.served, seconds=batch.device_seconds)
         self._meter.ran(batch)
         # Past the `except` block of `_forward`, since a traceback would keep the tensors of the failed pass alive.
         if error is None:
@@ -137,6 +136,8 @@ class Device:
         else:
             self._failures.note(model=batch.served.name, stage="forward", error=error)
             self.fail(batch, error)
+        # Last, so that a version whose batch is about to be put back in halves does not seem to be through.
+        self._pools.charge(batch.served, seconds=batch.device_seconds)
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """Split a batch that failed, or, where it is one job or the model asks for it, end its jobs. Any thread."""
@@ -161,8 +162,7 @@ class Device:
 
     def _forward(self, batch: Batch) -> Exception | None:
         """Run the pass and time it; the outputs, or what it raised."""
-        model = batch.served.model
-        assert model is not None
+        model = batch.model
         batch.share = self.shares.of(model)
         self.shares.settle(model)
         started = time.perf_counter()

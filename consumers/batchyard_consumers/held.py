@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchyard.jobs import ClaimedJob, Outcome
+from batchyard.model import Model
 from batchyard_consumers.batching import Reason
 from batchyard_consumers.served import Served
 
@@ -44,6 +45,8 @@ class Batch:
     """Jobs that go through the device together; the sequences run side by side."""
 
     served: Served
+    model: Model
+    """As loaded when it was formed."""
     owner: int
     jobs: list[ClaimedJob]
     items: list[Any]
@@ -76,6 +79,7 @@ class Batch:
         longest = max(costs)
         return Batch(
             served=self.served,
+            model=self.model,
             owner=self.owner,
             jobs=self.jobs[part],
             items=self.items[part],

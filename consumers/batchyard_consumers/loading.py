@@ -41,6 +41,10 @@ class Loader:
         self._meter = meter
         self._on_loaded = on_loaded
 
+    def refuse(self, served: Served, *, reason: str) -> None:
+        """A version will not be loaded here; say why."""
+        self._failed(served, ModelLoadError(f"{served.name} {reason}"))
+
     def evicted(self, served: Served) -> None:
         """Note that a version has left."""
         self._meter.metrics.model_resident.labels(served.name).set(0)

@@ -164,6 +164,14 @@ class Pipeline:
             self.spawn(name, loop.run)
             self._continuous.append(loop)
 
+    def leave_out(self, served: Served) -> None:
+        """Claim nothing more of a version that is to leave the memory."""
+        self.claimer.leave_out(served)
+
+    def is_free_of(self, served: Served) -> bool:
+        """Whether no job that this consumer holds needs the version's model any more."""
+        return not self.holding.ahead(served) and self._pools.is_free_of(served)
+
     @property
     def running(self) -> list[Running]:
         """What the device executes now."""

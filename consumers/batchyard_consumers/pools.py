@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +43,8 @@ class Pools:
         self._pools = {served.name: Pool(rank=_rank_by(firm), age_cap_seconds=AGE_CAP_SECONDS) for served in versions}
         self._turns = Turns()
         self._again: deque[Batch] = deque()
+        self._out: Counter[str] = Counter()
+        """Batches that the device has, by version."""
         self._holding = holding
         self._owner = owner
         self._now_ms = now_ms
@@ -91,6 +93,7 @@ class Pools:
                 if self._is_closed:
                     raise Closed
                 if self._is_again(helps=helps):
+                    self._out[self._again[0].served.name] += 1
                     return self._again.popleft()
                 served = self._choose(helps=helps)
                 if served is None:
@@ -102,6 +105,7 @@ class Pools:
                 waited_for = served.name
                 batch = self._form(served)
                 if batch is not None:
+                    self._out[served.name] += 1
                     if served.is_concurrent and len(self._pools[served.name]):
                         self._helped.notify()
                     return batch
@@ -130,9 +134,16 @@ class Pools:
             ]
 
     def charge(self, served: Served, *, seconds: float) -> None:
-        """Note what a version's batch took of the device."""
+        """A version's batch is through; note what it took of the device."""
         with self._changed:
+            self._out[served.name] -= 1
             self._turns.charge(served.name, seconds=seconds)
+
+    def is_free_of(self, served: Served) -> bool:
+        """Whether no job of a version waits for the device or is on it."""
+        with self._changed:
+            is_again = any(batch.served is served for batch in self._again)
+            return not is_again and not self._out[served.name] and not len(self._pools[served.name])
 
     def drop(self, ids: frozenset[int]) -> list[tuple[Served, Entry]]:
         """Take jobs out that are not wanted any more."""
@@ -231,8 +242,10 @@ class Pools:
 
 def _batch(served: Served, formed: Formed, owner: int, now_ns: int) -> Batch:
     costs, arrivals, jobs, items = zip(*formed.entries, strict=True)
+    assert served.model is not None
     return Batch(
         served=served,
+        model=served.model,
         owner=owner,
         jobs=list(jobs),
         items=list(items),

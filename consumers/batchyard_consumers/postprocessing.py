@@ -69,9 +69,7 @@ class Postprocessor:
 
     def _results(self, batch: Batch) -> Any:
         """One result for each job: a sequence, or an array or tensor whose rows they are."""
-        model = batch.served.model
-        assert model is not None
-        results = model.postprocess(batch.outputs)
+        results = batch.model.postprocess(batch.outputs)
         batch.outputs = None
         if not hasattr(results, "__len__"):
             results = list(results)

@@ -37,10 +37,24 @@ class Served:
     """`forward` may run on several threads at once."""
     is_continuous: bool = False
     """Jobs join and leave between steps."""
+    waiting_cost: int = 0
+    """Of its jobs that are queued or running anywhere, as last looked at; where not all models fit."""
+    is_leaving: bool = False
+    """About to be evicted: what is held is finished, and nothing more is claimed."""
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.name = self.settings.qualified
+
+    @property
+    def may_claim(self) -> bool:
+        """Loaded, and there to stay."""
+        return self.model is not None and not self.is_leaving
+
+    def evict(self) -> None:
+        """Let go of the model; what its batches on the way to the database need they have themselves."""
+        self.model = None
+        self.is_leaving = False
 
     def install(self, model: Model, *, load_seconds: float) -> None:
         """The model is loaded and warm: from here on its queues may be claimed."""

@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from batchyard.model import Model
 from batchyard.settings import ModelSettings
 from batchyard.testing import memory_store
 from batchyard_consumers.catalog import config_of, versions_in
-from batchyard_consumers.loading import Loader, load
-from batchyard_consumers.meter import Meter
+from batchyard_consumers.loading import load
 from batchyard_consumers.runtimes import find_model, make_model
 from batchyard_consumers.runtimes.sources import digest_of, resolve_source
 from batchyard_consumers.samples import NoOp
@@ -127,28 +125,6 @@ def test_the_digest_follows_weights_options_and_code(tmp_path: Path) -> None:
     assert digest() == first
     (tmp_path / "a" / "weights").write_bytes(b"2")
     assert digest() != first
-
-
-def test_one_model_that_cannot_load_stops_no_other() -> None:
-    store = memory_store()
-    wanted = [
-        ModelSettings(name="bad", runtime=f"{HERE}:Unloadable"),
-        ModelSettings(name="good", runtime=f"{HERE}:Told"),
-    ]
-    versions = versions_in(store, _settings(wanted), wanted)
-    loaded: list[str] = []
-    stopping = threading.Event()
-
-    def on_loaded(made: Served) -> None:
-        loaded.append(made.name)
-        stopping.set()
-
-    Loader(versions, store=store, device="cpu", meter=Meter(), on_loaded=on_loaded, stopping=stopping).run()
-    assert loaded == ["good@1"]
-    known = {found.model: found for found in store.models()}
-    assert "no weights" in (known["bad"].load_error or "")
-    assert known["good"].digest is not None
-    store.close()
 
 
 def test_a_version_that_has_changed_does_not_serve() -> None:

@@ -39,7 +39,18 @@ def add(pools: Pools, holding: Holding, version: Served, *numbers: int) -> None:
 
 
 def failed(version: Served, job: ClaimedJob) -> Batch:
-    return Batch(served=version, owner=OWNER, jobs=[job], items=[None], costs=[1], cost=1, padded_cost=1, reason="full")
+    assert version.model is not None
+    return Batch(
+        served=version,
+        model=version.model,
+        owner=OWNER,
+        jobs=[job],
+        items=[None],
+        costs=[1],
+        cost=1,
+        padded_cost=1,
+        reason="full",
+    )
 
 
 def helper_s_next(pools: Pools) -> list[Any]:

@@ -3,6 +3,7 @@ import select
 from pathlib import Path
 
 import pytest
+from celery.worker.control import Panel
 
 from batchyard.errors import ConfigurationError
 from batchyard.settings import ModelSettings, PoolSettings, Settings
@@ -10,7 +11,7 @@ from batchyard.ticketing import FIRST_PREFETCH
 from batchyard_consumers.catalog import find_pool, models_of
 from batchyard_consumers.device import choose_device
 from batchyard_consumers.held import MAX_AHEAD_JOBS, ahead_limit
-from batchyard_consumers.worker import LARGEST_PREFETCH, Mailbox, prefetch_for
+from batchyard_consumers.worker import HARMLESS_COMMANDS, LARGEST_PREFETCH, Mailbox, prefetch_for, restrict_control
 from tests.unit.consumers.jobs import served
 
 
@@ -69,3 +70,12 @@ def test_a_pool_names_versions_or_all_of_a_model() -> None:
 def test_a_named_device_is_taken_as_it_is() -> None:
     assert choose_device("cuda:3") == "cuda:3"
     assert choose_device("auto") in {"cpu", "cuda:0"}
+
+
+def test_remote_control_can_look_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Panel, "data", dict(Panel.data))
+    monkeypatch.setattr(Panel, "meta", dict(Panel.meta))
+    assert {"shutdown", "add_consumer", "cancel_consumer", "conf", "pool_restart", "revoke"} <= Panel.data.keys()
+    restrict_control()
+    assert Panel.data.keys() <= HARMLESS_COMMANDS
+    assert {"ping", "stats", "enable_events"} <= Panel.data.keys()

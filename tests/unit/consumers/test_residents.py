@@ -1,0 +1,192 @@
+"""Models come and go with their work, over a real store and a real pipeline."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from batchyard.jobs import State
+from batchyard.model import Model
+from batchyard.settings import ModelSettings, PoolSettings
+from batchyard_consumers import residency, residents
+from batchyard_consumers.loading import Loader
+from batchyard_consumers.residents import GIB, Residents, declared_size, room_on, size_of
+from tests.unit.consumers.jobs import served
+from tests.unit.consumers.line import Line, until, value_of
+
+HERE = "tests.unit.consumers.test_residents"
+ROOM = 2.5 * 4000
+
+
+class Sized(Model):
+    """A thousand float32, and its name in every result."""
+
+    loads: list[str] = []  # noqa: RUF012  of all, in order
+
+    def load(self, device: str) -> None:
+        self.weights = torch.zeros(1000)
+        if self.options.get("broken"):
+            raise RuntimeError("no weights")
+
+    def forward(self, items: Sequence[Any]) -> Any:
+        return list(items)
+
+
+class Yard:
+    """Versions a, b, c, … of 4,000 bytes each on a line, none loaded, with a clock of its own."""
+
+    def __init__(self, *names: str, room: float = ROOM, **changes: Any) -> None:
+        self.line = Line(dict.fromkeys(names))
+        self.time = 1000.0
+        self.stopping = threading.Event()
+        self.loaded: list[str] = []
+        for name, version in self.line.served.items():
+            version.settings = ModelSettings(name=name, runtime=f"{HERE}:Sized", memory_gib=4000 / GIB, **changes)
+        self.residents = Residents(
+            list(self.line.served.values()),
+            loader=Loader(store=self.line.store, device="cpu", meter=self.line.meter, on_loaded=self._on_loaded),
+            holder=self.line.pipeline,
+            store=self.line.store,
+            room=room,
+            stopping=self.stopping,
+            clock=lambda: self.time,
+        )
+
+    def _on_loaded(self, version: Any) -> None:
+        self.loaded.append(version.settings.name)
+        self.line.pipeline.inbox.changed.set()
+
+    @property
+    def there(self) -> list[str]:
+        return [name for name, version in self.line.served.items() if version.model is not None]
+
+    def look(self, *, seconds: float = 10.0) -> list[str]:
+        self.time += seconds
+        self.residents.look()
+        return self.there
+
+    def start(self) -> list[str]:
+        """What is loaded at the start."""
+        self.residents.preload()
+        return self.there
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Yard]]:
+    yards: list[Yard] = []
+
+    def made(*names: str, **changes: Any) -> Yard:
+        yards.append(Yard(*names, **changes))
+        yards[-1].line.__enter__()
+        return yards[-1]
+
+    yield made
+    for yard in yards:
+        yard.line.__exit__()
+
+
+def test_what_fits_is_loaded_at_the_start(make: Callable[..., Yard]) -> None:
+    assert make("a", "b", "c").start() == ["a", "b"]
+
+
+def test_everything_is_loaded_where_it_fits_and_the_thread_ends(make: Callable[..., Yard]) -> None:
+    yard = make("a", "b", "c", room=float("inf"))
+    yard.residents.run()
+    assert yard.loaded == ["a", "b", "c"]
+
+
+def test_work_brings_its_model_and_sends_the_longest_unused_away(make: Callable[..., Yard]) -> None:
+    yard = make("a", "b", "c")
+    yard.start()
+    yard.line.finish(yard.line.submit("a", [1]))
+    ids = yard.line.submit("c", [1, 2, 3], tickets=False)
+    yard.line.submit("a", [1], tickets=False)
+    assert yard.look() == ["a", "c"]
+    yard.line.ticket(yard.line.served["c"].queue_ids[next(iter(yard.line.served["c"].queue_ids))], ids)
+    assert [value_of(view) for view in yard.line.finish(ids)] == [1, 2, 3]
+    assert yard.line.meter.metrics.model_resident.labels("b@1")._value.get() == 0
+
+
+def test_a_model_finishes_what_it_holds_before_it_leaves(make: Callable[..., Yard], monkeypatch: Any) -> None:
+    yard = make("a", "b", room=4000)
+    yard.start()
+    gate = threading.Event()
+    monkeypatch.setattr(yard.line.served["a"].model, "forward", lambda items: gate.wait(20) and list(items))
+    ids = yard.line.submit("a", [1, 2])
+    until(lambda: yard.line.pipeline.running)
+    yard.line.submit("b", [1], tickets=False)
+    monkeypatch.setattr(residency, "PATIENCE_SECONDS", 0.0)
+    mover = threading.Thread(target=yard.look)
+    mover.start()
+    until(lambda: yard.line.served["a"].is_leaving)
+    late = yard.line.submit("a", [3])
+    assert yard.there == ["a"]
+    gate.set()
+    mover.join()
+    assert yard.there == ["b"]
+    assert [view.state for view in yard.line.finish(ids)] == [State.SUCCEEDED] * 2
+    assert yard.line.store.get_jobs(late, tenant_id=1)[0].state is State.QUEUED
+
+
+def test_models_take_turns_until_all_work_is_done(make: Callable[..., Yard], monkeypatch: Any) -> None:
+    monkeypatch.setattr(residency, "MIN_STAY_SECONDS", 0.0)
+    yard = make("a", "b", "c", "d", room=4000)
+    ids = [number for name in "abcd" for number in yard.line.submit(name, list(range(50)))]
+
+    def is_done() -> bool:
+        yard.look(seconds=1.0)
+        return len(yard.line.store.finished_among(ids)) == len(ids)
+
+    until(is_done)
+    assert sorted(yard.loaded[:4]) == ["a", "b", "c", "d"]
+
+
+def test_one_that_cannot_load_stops_no_other_and_is_tried_again(make: Callable[..., Yard]) -> None:
+    yard = make("a", "b", room=float("inf"))
+    broken = yard.line.served["a"]
+    broken.settings = ModelSettings(name="a", runtime=f"{HERE}:Sized", options={"broken": True})
+    yard.start()
+    assert yard.there == ["b"]
+    assert "no weights" in (yard.line.store.models()[0].load_error or "")
+    broken.settings = ModelSettings(name="a", runtime=f"{HERE}:Sized")
+    assert yard.look(seconds=1.0) == ["b"]
+    assert yard.look(seconds=residents.FIRST_PAUSE_SECONDS) == ["a", "b"]
+
+
+def test_pinned_models_stay_and_others_wait_for_work(make: Callable[..., Yard]) -> None:
+    yard = make("a", "b", room=4000, pinned=True)
+    assert yard.start() == ["a"]
+    yard.line.submit("b", [1], tickets=False)
+    assert yard.look(seconds=100) == ["a"]
+    lazy = make("a", room=float("inf"), preload=False)
+    lazy.residents.look()
+    assert lazy.there == []
+    lazy.line.submit("a", [1], tickets=False)
+    assert lazy.look() == ["a"]
+
+
+def test_one_that_never_fits_says_so(make: Callable[..., Yard]) -> None:
+    yard = make("a", "b", room=4000)
+    yard.residents._records["a@1"].size = 3 * GIB
+    assert yard.start() == ["b"]
+    assert "a@1 takes 3 GiB, and all models here may take" in (yard.line.store.models()[0].load_error or "")
+
+
+def test_sizes_are_measured_and_before_that_declared() -> None:
+    model = Sized()
+    model.load("cpu")
+    assert size_of(model) == 4000
+    holder = Model()
+    holder.network = torch.nn.Linear(10, 5)  # type: ignore[attr-defined]
+    assert size_of(holder) == (50 + 5) * 4
+    version = served()
+    assert declared_size(version) == 0
+    version.settings = ModelSettings(name="m", runtime="x:Y", memory_gib=2, gpu_memory_gib=1)
+    assert declared_size(version) == GIB
+
+
+def test_the_room_is_what_is_configured_or_all_of_a_cpu() -> None:
+    assert room_on("cpu", PoolSettings(name="p", models=())) == float("inf")
+    assert room_on("cpu", PoolSettings(name="p", models=(), memory_gib=2)) == 2 * GIB
