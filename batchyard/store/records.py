@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from batchyard.errors import Unavailable
 from batchyard.jobs import ErrorInfo, Lane, State
 from batchyard.webhooks import Event
 
@@ -145,6 +146,16 @@ class PoolDecision(msgspec.Struct, frozen=True, kw_only=True):
     def is_stale(self, *, now_ms: int) -> bool:
         """Whether it may be shown only, and no pool be sized by it."""
         return self.age_seconds(now_ms=now_ms) > STALE_SECONDS
+
+
+def followed(made: PoolDecision | None, *, pool: str, now_ms: int) -> PoolDecision:
+    """The last decision about a pool, where KEDA may be told it; Unavailable where there is none or it is stale."""
+    if made is None:
+        raise Unavailable(f"nothing was decided about the pool {pool} yet: no scaler has looked at it")
+    if made.is_stale(now_ms=now_ms):
+        age = made.age_seconds(now_ms=now_ms)
+        raise Unavailable(f"the last decision about the pool {pool} is {age:.0f} s old: does a scaler run?")
+    return made
 
 
 class PoolOverride(msgspec.Struct, frozen=True, kw_only=True):

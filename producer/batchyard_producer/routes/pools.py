@@ -8,13 +8,14 @@ import msgspec
 from starlette.responses import Response
 
 from batchyard import rendering, schemas
-from batchyard.errors import InvalidRequest, NotFound, Unavailable
+from batchyard.errors import InvalidRequest, NotFound
 from batchyard.jobs import format_id
 from batchyard.keda import SCALE_PATH
 from batchyard.pool_figures import first_hour_of_month
 from batchyard.schemas import optional_rfc3339, rfc3339
 from batchyard.settings import PoolSettings
 from batchyard.store.base import ConsumerInfo, PoolOverride
+from batchyard.store.records import followed
 from batchyard_producer.bodies import read_struct
 from batchyard_producer.calls import Asked, Call, Handler, answer
 from batchyard_producer.services import Services
@@ -93,14 +94,8 @@ async def scale(asked: Asked) -> Response:
     """Without a fresh decision no number: KEDA then keeps what is there, and would follow a stale one down to zero."""
     services, name = asked.services, _configured(asked).name
     made = next((made for made in await services.call(services.store.decisions) if made.pool == name), None)
-    if made is None:
-        raise Unavailable(f"nothing was decided about the pool {name} yet: no scaler has looked at it")
-    shown = rendering.decision(made, now_ms=services.store.now_ms())
-    if shown.stale:
-        raise Unavailable(
-            f"the last decision about the pool {name} is {shown.age_seconds:.0f} s old: does a scaler run?"
-        )
-    return answer(shown)
+    now_ms = services.store.now_ms()
+    return answer(rendering.decision(followed(made, pool=name, now_ms=now_ms), now_ms=now_ms))
 
 
 def _consumer(info: ConsumerInfo, names: Mapping[int, str]) -> schemas.Consumer:

@@ -7,8 +7,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from batchyard.errors import Unavailable
+from batchyard.errors import BatchyardError
 from batchyard.store.base import JobStore, PoolDecision
+from batchyard.store.records import followed
 from batchyard.telemetry import log_event
 
 READ_SECONDS = 0.25
@@ -19,10 +20,6 @@ log = logging.getLogger(__name__)
 
 class UnknownPool(LookupError):
     """No pool is configured by this name."""
-
-
-class NoDecision(LookupError):
-    """There is none that may be followed: nobody has decided, or a minute ago."""
 
 
 class Decisions:
@@ -46,15 +43,9 @@ class Decisions:
         return pool
 
     def replicas(self, pool: str) -> int:
-        """By its last decision; NoDecision where that is stale. Asks nobody: a database that is away lets it age."""
-        made = self._made.get(pool)
-        if made is None:
-            raise NoDecision(f"nothing was decided about the pool {pool} yet: does a scaler run?")
-        now_ms = self._now_ms()
-        if made.is_stale(now_ms=now_ms):
-            age = made.age_seconds(now_ms=now_ms)
-            raise NoDecision(f"the last decision about the pool {pool} is {age:.0f} s old: does a scaler run?")
-        return made.replicas
+        """By its last decision; Unavailable where that is stale. Asks nobody: a database that is away lets it age."""
+        now_ms = int((self._clock() + self._store_ahead_seconds) * 1000)
+        return followed(self._made.get(pool), pool=pool, now_ms=now_ms).replicas
 
     async def changes(self) -> AsyncIterator[None]:
         """Now, and after every reading."""
@@ -69,15 +60,12 @@ class Decisions:
             await self.look()
             await asyncio.sleep(READ_SECONDS)
 
-    def _now_ms(self) -> int:
-        return int((self._clock() + self._store_ahead_seconds) * 1000)
-
     async def look(self) -> None:
         """Read once."""
         try:
             made = await asyncio.to_thread(self._store.decisions)
             now_ms = await asyncio.to_thread(self._store.now_ms)
-        except Unavailable as away:
+        except BatchyardError as away:
             if not self._is_away:
                 log_event(log, "decisions_not_read", level=logging.WARNING, reason=away.message)
             self._is_away = True

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -20,7 +20,7 @@ from batchyard.errors import Unavailable
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_scaler.external import externalscaler_pb2 as messages
-from batchyard_scaler.external.decisions import Decisions, NoDecision, UnknownPool
+from batchyard_scaler.external.decisions import Decisions, UnknownPool
 
 SERVICE = "externalscaler.ExternalScaler"
 METRIC = "replicas"
@@ -51,7 +51,7 @@ class ExternalScaler:
         async for _ in self._decisions.changes():
             try:
                 is_active = self._decisions.replicas(pool) > 0
-            except NoDecision:
+            except Unavailable:
                 continue
             if is_active != told:
                 told = is_active
@@ -71,8 +71,8 @@ class ExternalScaler:
         pool = await self._pool(ref, context)
         try:
             return self._decisions.replicas(pool)
-        except NoDecision as none:
-            await _refuse(context, grpc.StatusCode.UNAVAILABLE, str(none))
+        except Unavailable as none:
+            await _refuse(context, grpc.StatusCode.UNAVAILABLE, none.message)
 
     async def _pool(self, ref: messages.ScaledObjectRef, context: Any) -> str:
         try:
@@ -120,7 +120,8 @@ class _Server:
         log_event(log, "external_scaler_serves", bind=self._bind, port=self.port)
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        with suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(END_SECONDS * 5)
 
     def _run(self) -> None:
@@ -139,10 +140,14 @@ class _Server:
         self.port = server.add_insecure_port(self._bind)
         await server.start()
         self._started.set()
-        reading = asyncio.create_task(self._decisions.run())
-        await self._stopping.wait()
-        reading.cancel()
+        # Should the reading ever end, so does the serving: a probe that fails has the process started anew.
+        tasks = [asyncio.create_task(body) for body in (self._decisions.run(), self._stopping.wait())]
+        ended, going = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         await server.stop(END_SECONDS)
+        for task in going:
+            task.cancel()
+        for task in ended:
+            task.result()
 
 
 def _handlers(scaler: ExternalScaler) -> Any:

@@ -20,7 +20,7 @@ from batchyard.testing import memory_store
 from batchyard_scaler import external
 from batchyard_scaler.command import scaler
 from batchyard_scaler.external import externalscaler_pb2 as messages
-from batchyard_scaler.external.decisions import Decisions, NoDecision
+from batchyard_scaler.external.decisions import Decisions
 from batchyard_scaler.external.server import serving
 
 FOLDER = Path(external.__file__).parent
@@ -136,7 +136,7 @@ def test_without_a_fresh_decision_only_the_target_is_told(yard: Yard) -> None:
     code, details = refused(yard.is_active)
     assert (code, details) == (
         grpc.StatusCode.UNAVAILABLE,
-        "nothing was decided about the pool p yet: does a scaler run?",
+        "nothing was decided about the pool p yet: no scaler has looked at it",
     )
     yard.decide(3, age_seconds=40.0)
     until(lambda: not refusal(yard.metric) and yard.metric() == 3)
@@ -174,7 +174,7 @@ def test_a_database_that_is_away_lets_the_last_decision_age() -> None:
     asyncio.run(decisions.look())
     assert decisions.replicas("p") == 4
     now[0] += 1.0
-    with pytest.raises(NoDecision, match="61 s old"):
+    with pytest.raises(Unavailable, match="61 s old"):
         decisions.replicas("p")
     store.close()
 
@@ -199,6 +199,16 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 def test_probes_find_it_healthy(yard: Yard) -> None:
     check = yard.channel.unary_unary("/grpc.health.v1.Health/Check")
     assert check(b"", timeout=SECONDS) == b"\x08\x01"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_ends_the_serving_so_that_probes_fail(yard: Yard) -> None:
+    def broken() -> list[PoolDecision]:
+        raise ZeroDivisionError
+
+    yard.store.decisions = broken  # type: ignore[method-assign]
+    check = yard.channel.unary_unary("/grpc.health.v1.Health/Check")
+    until(lambda: bool(refusal(lambda: check(b"", timeout=SECONDS))))
 
 
 def test_a_port_that_is_taken_is_named(yard: Yard) -> None:
