@@ -79,7 +79,12 @@ class Signals:
         self._keep(consumers, now_ms=now_ms)
         served = {name: [one for one in versions if serves(pool, one)] for name, pool in self._pools.items()}
         usual = {name: self._starts.percentile(name, SLOW_START, versions=mine) for name, mine in served.items()}
-        demands = self._demands(versions, waiting_by_queue(versions, backlog), usual=usual, now_ms=now_ms)
+        serving: dict[str, list[PoolSettings]] = {version.name: [] for version in versions}
+        for name, mine in served.items():
+            for version in mine:
+                serving[version.name].append(self._pools[name])
+        waiting = waiting_by_queue(versions, backlog)
+        demands = self._demands(versions, waiting, serving=serving, usual=usual, now_ms=now_ms)
         busy = self._business.of(info for info in live if info.state == "ready")
         of_pool: dict[str, list[ConsumerInfo]] = {name: [] for name in self._pools}
         for info in consumers:
@@ -109,6 +114,7 @@ class Signals:
         versions: Sequence[ModelVersion],
         waiting: Mapping[int, Waiting],
         *,
+        serving: Mapping[str, Sequence[PoolSettings]],
         usual: Mapping[str, float],
         now_ms: int,
     ) -> list[Demand]:
@@ -116,9 +122,9 @@ class Signals:
         arrived = self._store.arrivals()
         found = []
         for version in versions:
-            serving = [pool for pool in self._pools.values() if serves(pool, version)]
-            horizon = max((usual[pool.name] for pool in serving), default=0.0)
-            speed = self._speeds.seconds_per_unit(version, serving)
+            pools = serving[version.name]
+            horizon = max((usual[pool.name] for pool in pools), default=0.0)
+            speed = self._speeds.seconds_per_unit(version, pools)
             for lane, queue_id in version.queue_ids.items():
                 if queue_id not in arrived:
                     continue  # it never had a job
@@ -177,6 +183,7 @@ class Signals:
             restart_cost_seconds=max(LEAST_IDLE_SECONDS, usual) if pool.idle_seconds is None else pool.idle_seconds,
             usual_slack_seconds=self._slack(served, lanes=(Lane.TOLERANT,) if is_spot else tuple(Lane)),
             replicas=replicas,
+            swap_seconds=_swap_seconds(served, consumers),
             idle_for_seconds=self._business.idle_for(pool.name, replicas, now=now_ms / 1000),
             zones=self._zones.of(pool, consumers, asked=asked, patience_seconds=usual, now_ms=now_ms)
             if is_spot
@@ -218,6 +225,13 @@ class Signals:
         self._learned_anew.clear()
         self._spent_until_ms = self._kept_ms = now_ms
         self._month = self._store.spent(since_hour=first_hour_of_month(now_ms))
+
+
+def _swap_seconds(served: Sequence[ModelVersion], consumers: Sequence[ConsumerInfo]) -> float:
+    """What putting another model into memory takes, where some consumer that is ready does not have all of them."""
+    ready = [info for info in consumers if info.state == "ready"]
+    absent = [one for one in served if any(info.has_loaded(one.name) is False for info in ready)]
+    return max((one.load_seconds or 0.0 for one in absent if one.load_error is None), default=0.0)
 
 
 def serves(pool: PoolSettings, version: ModelVersion) -> bool:

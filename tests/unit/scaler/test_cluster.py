@@ -13,6 +13,7 @@ from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import ModelConfig, PoolDecision
 from batchyard.testing import memory_store
 from batchyard_scaler.cluster import ClusterScaler
+from batchyard_scaler.signals.fleet import Signals
 
 NOW_MS = 1_700_000_000_000
 
@@ -151,6 +152,23 @@ def test_what_was_learned_and_spent_outlives_the_scaler(yard: Yard) -> None:
     yard.scaler.look()
     [spent] = yard.store.spent(since_hour=0)
     assert spent.replica_seconds == 307.0, "what passed while nobody led is counted by the next"
+
+
+def test_replicas_that_do_not_hold_all_their_models_need_time_to_swap(tmp_path: Path) -> None:
+    yard = Yard(tmp_path)
+    signals = Signals(yard.settings, yard.store)
+
+    def swap_seconds() -> float:
+        [pool] = signals.look(held=lambda _, live: len(live), asked_zones={}).fleet.pools
+        return pool.swap_seconds
+
+    owner = yard.register()
+    assert swap_seconds() == 0.0
+    for loaded, seconds in ((True, 0.0), (False, 1.0)):
+        stats = {"models": {"m@1": {"loaded": loaded}}}
+        yard.store.renew(owner, lease_ms=3_600_000, state="ready", stats=stats)
+        assert swap_seconds() == seconds
+    yard.store.close()
 
 
 def test_a_version_that_nobody_has_loaded_gets_a_replica_until_one_is_ready(yard: Yard) -> None:
