@@ -113,7 +113,7 @@ def remove(invocation: Invocation, /, *, id: str, tenant: str) -> None:  # noqa:
 @webhooks.command("deliveries")
 @click.option("--endpoint", metavar="ID")
 @click.option("--job", "subject", metavar="ID", help="Of this job, or bulk.")
-@click.option("--state", type=STATE)
+@click.option("--only", type=STATE, help="In this state.")
 @click.option("--limit", type=click.IntRange(min=1, max=10_000), default=50, show_default=True)
 @TENANT
 @click.pass_obj
@@ -123,7 +123,7 @@ def deliveries(
     *,
     endpoint: str | None,
     subject: str | None,
-    state: str | None,
+    only: str | None,
     limit: int,
     tenant: str,
 ) -> None:
@@ -133,7 +133,7 @@ def deliveries(
         tenant_id=tenant_named(store, tenant).id,
         webhook_id=_optional(endpoint),
         subject_id=_optional(subject),
-        state=None if state is None else DeliveryState[state.upper()],
+        state=None if only is None else DeliveryState[only.upper()],
     )
     table = Table("id", "event", "of", "url", "state", "attempts", "next attempt", "last answer", box=None)
     for each in store.deliveries(wanted, limit=limit):
@@ -149,7 +149,7 @@ def deliveries(
 @click.option("--endpoint", metavar="ID", help="What was to go there.")
 @click.option("--from", "ended_from", type=MOMENT, help="Of jobs and bulks that ended then or later, with an offset.")
 @click.option("--before", "ended_before", type=MOMENT, help="Of those that ended before.")
-@click.option("--state", type=STATE, help="Default: dead; of a delivery by its ID whatever it is.")
+@click.option("--only", type=STATE, help="In this state; default: dead, of an ID whatever it is.")
 @TENANT
 @click.pass_obj
 def replay(
@@ -160,7 +160,7 @@ def replay(
     endpoint: str | None,
     ended_from: datetime | None,
     ended_before: datetime | None,
-    state: str | None,
+    only: str | None,
     tenant: str,
 ) -> None:
     """Send messages once more: the delivery ID, or all that the options name."""
@@ -171,7 +171,7 @@ def replay(
         tenant_id=tenant_named(store, tenant).id,
         id=_optional(id),
         webhook_id=_optional(endpoint),
-        state=DeliveryState[state.upper()] if state else None if id else DeliveryState.DEAD,
+        state=DeliveryState[only.upper()] if only else None if id else DeliveryState.DEAD,
         from_ms=_unix_ms(ended_from),
         before_ms=_unix_ms(ended_before),
     )

@@ -7,7 +7,7 @@ import pytest
 from tests.readme import README, example
 
 REPOSITORY = README.parent
-COPIES = {"quickstart.py": "with Client()", "my_models.py": "(Model)"}
+COPIES = {"quickstart.py": "with Client()", "my_models.py": "(Model)", "webhooks.py": "webhooks.verify"}
 
 
 @pytest.mark.parametrize(("name", "having"), COPIES.items())
