@@ -33,7 +33,7 @@ def hold_seconds(pieces: Sequence[Piece], *, pool: Pool, reserve_seconds: float 
             return 0.0
         total += piece.work_seconds
         jobs += piece.jobs
-        spread = SPREAD * total / math.sqrt(jobs)
+        spread = SPREAD * (total / jobs + 2 * pool.swap_seconds) * math.sqrt(jobs)
         slack = min(slack, piece.due_seconds - margin - (total + spread) / pool.speed)
     if total >= PAYS * pool.cold_start_seconds * pool.speed:
         return 0.0
