@@ -284,6 +284,8 @@ def sums_are_right(facts: Facts) -> Found:
     for sums in facts.history.sums:
         if Counter(sums.backlog) != counted[sums.tenant]:
             yield 0, f"tenant {sums.tenant}: the ledger says {sums.backlog}, counting says {dict(counted[sums.tenant])}"
+        if sums.wrong_lines:
+            yield 0, f"tenant {sums.tenant}: {sums.wrong_lines} lines of the ledger are not what counting says"
     meant = {token for call in facts.history.calls for token in call.tokens}
     for token, jobs in facts.jobs_of.items():
         if token not in meant:

@@ -31,7 +31,7 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
 class Call(Event, frozen=True, kw_only=True):
     """One request of a client, from its sending to its answer."""
 
-    did: Literal["submit", "chunk", "poll", "cancel", "redrive", "trespass", "stream"]
+    did: Literal["submit", "chunk", "poll", "cancel", "amend", "redrive", "trespass", "stream"]
     """trespass: asked for a job of another tenant. stream: read the results of a bulk, wholly."""
     tenant: str
     began_ms: int
@@ -155,6 +155,8 @@ class Sums(Event, frozen=True, kw_only=True):
     """Jobs by the word of their state."""
     used_jobs: int
     """Successes that were billed."""
+    wrong_lines: int = 0
+    """Of the ledger: by queue, priority, state and minute of the deadline, those that counting contradicts."""
 
 
 class Setting(Event, frozen=True, kw_only=True):

@@ -32,6 +32,15 @@ class Made(NamedTuple):
     tenant: str
 
 
+class Fed(NamedTuple):
+    """A bulk that was sealed."""
+
+    id: str
+    tenant: str
+    tokens: Sequence[str]
+    ids: Sequence[int]
+
+
 class Answer(NamedTuple):
     outcome: str
     status: int
@@ -87,11 +96,10 @@ class Load:
     ) -> None:
         self.jobs = 0
         """Accepted so far, about."""
-        self.bulks: dict[str, tuple[str, list[str]]] = {}
-        """Sealed: id → tenant, tokens."""
+        self.bulks: list[Fed] = []
         self.known: list[Made] = []
         self._history = history
-        self._stop = threading.Event()
+        self.stopped = threading.Event()
         self._rate = rate / clients
         self._rush_until = 0.0
         self._threads = [
@@ -108,7 +116,7 @@ class Load:
         try:
             yield
         finally:
-            self._stop.set()
+            self.stopped.set()
             for thread in self._threads:
                 thread.join(TRIES * (ANSWER_SECONDS + TRY_AGAIN_SECONDS))
         if self._errors:
@@ -128,7 +136,7 @@ class Load:
         caller = Caller(urls, tenant=tenant, key=key, rng=rng)
         client = _Client(self, caller, name=f"c{number}", rng=rng, history=self._history)
         try:
-            while not self._stop.is_set():
+            while not self.stopped.is_set():
                 if time.monotonic() < self._rush_until:
                     client.submit_one()
                     continue
@@ -136,7 +144,8 @@ class Load:
                     client.submits_at = time.monotonic() + client.submit() / self._rate
                 else:
                     client.look_after()
-                self._stop.wait(PAUSE_SECONDS)
+                self.stopped.wait(PAUSE_SECONDS)
+            client.resume()
         except BaseException as error:
             self._errors.append(error)
             raise
@@ -155,6 +164,16 @@ class _Client:
         self._history = history
         self._count = 0
         self._failed: list[int] = []
+        self._paused: list[str] = []
+        self._deeds = [
+            (self._poll, 70),
+            (self._cancel, 14),
+            (self._amend, 8),
+            (self._redrive, 8),
+            (self._trespass, 8),
+            (self.resume, 4),
+            (self._cancel_bulk, 1),
+        ]
         self.submits_at = 0.0
 
     def submit(self) -> int:
@@ -163,7 +182,8 @@ class _Client:
 
     def look_after(self) -> None:
         """Do something about jobs that exist."""
-        self._rng.choices([self._poll, self._cancel, self._redrive, self._trespass], [70, 14, 8, 8])[0]()
+        [(deed, _)] = self._rng.choices(self._deeds, [weight for _, weight in self._deeds])
+        deed()
 
     def submit_one(self) -> int:
         return self._submit(self._tokens(1))
@@ -190,18 +210,42 @@ class _Client:
         )
         if bulk is None:
             return 0
-        whole: list[str] = []
+        tokens: list[str] = []
+        ids: list[int] = []
+        if self._rng.random() < 0.3:
+            # Noted first: a call without an answer may have been carried out.
+            self._paused.append(bulk["id"])
+            self._insist("POST", f"/v1/bulks/{bulk['id']}/pause", None)
         for number in range(chunks):
-            tokens = self._tokens(size if number < chunks - 1 else self._rng.randint(1, size))
-            path = f"/v1/bulks/{bulk['id']}/jobs"
-            if not self._send(
-                "chunk", path, {"inputs": [{"token": token} for token in tokens]}, tokens, key=f"k{number}"
-            ):
-                return len(whole) or 1
-            whole += tokens
+            chunk = self._tokens(size if number < chunks - 1 else self._rng.randint(1, size))
+            body = {"inputs": [{"token": token} for token in chunk]}
+            made = self._send("chunk", f"/v1/bulks/{bulk['id']}/jobs", body, chunk, key=f"k{number}")
+            if not made:
+                return len(tokens) or 1
+            tokens += chunk
+            ids += made
         if self._insist("POST", f"/v1/bulks/{bulk['id']}/seal", None) is not None:
-            self._load.bulks[bulk["id"]] = (self._caller.tenant, whole)
-        return len(whole)
+            self._load.bulks.append(Fed(bulk["id"], self._caller.tenant, tokens, ids))
+        return len(tokens)
+
+    def resume(self) -> None:
+        """Let go on what was paused."""
+        while self._paused and self._insist("POST", f"/v1/bulks/{self._paused[-1]}/resume", None) is not None:
+            self._paused.pop()
+
+    def _cancel_bulk(self) -> None:
+        mine = [bulk for bulk in self._load.bulks[-10:] if bulk.tenant == self._caller.tenant]
+        if mine:
+            bulk = self._rng.choice(mine)
+            self._note(self._caller.call("POST", f"/v1/bulks/{bulk.id}/cancel"), "cancel", ids=tuple(bulk.ids))
+
+    def _amend(self) -> None:
+        mine = self._mine()
+        if mine:
+            job = self._rng.choice(mine[-100:]).id
+            more = {"deadline_seconds": round(self._rng.uniform(1, 20), 1)} if self._rng.random() < 0.5 else {}
+            body = {"priority": self._rng.randint(0, 9), **more}
+            self._note(self._caller.call("PATCH", f"/v1/jobs/{format_id(job)}", body), "amend", ids=(job,))
 
     def _poll(self) -> None:
         mine = self._mine()
@@ -235,8 +279,8 @@ class _Client:
 
     # --- steps ---
 
-    def _send(self, did: str, path: str, body: Any, tokens: list[str], *, key: str) -> bool:
-        """Submit; without an answer again under the same key, where there is one. Whether it was accepted."""
+    def _send(self, did: str, path: str, body: Any, tokens: list[str], *, key: str) -> Sequence[int]:
+        """Submit; without an answer again under the same key, where there is one. Returns the jobs that it made."""
         # Within a bulk a key is unique by itself; the history wants it unique among all.
         told = f"{path}#{key}" if did == "chunk" else key
         for _ in range(TRIES):
@@ -245,12 +289,10 @@ class _Client:
             self._note(answer, did, key=told, tokens=tuple(tokens), ids=ids)
             self._load.known += [Made(job, self._caller.tenant) for job in ids]
             self._load.jobs += len(ids)
-            if ids:
-                return True
-            if not key:
-                return False
-            self._load._stop.wait(TRY_AGAIN_SECONDS)
-        return False
+            if ids or not key:
+                return ids
+            self._load.stopped.wait(TRY_AGAIN_SECONDS)
+        return ()
 
     def _insist(self, method: str, path: str, body: Any, *, key: str = "") -> Any:
         """A call that may be repeated, until it is answered; None where it never was."""
@@ -258,7 +300,7 @@ class _Client:
             answer = self._caller.call(method, path, body, key=key)
             if answer.outcome == "ok":
                 return answer.body
-            self._load._stop.wait(TRY_AGAIN_SECONDS)
+            self._load.stopped.wait(TRY_AGAIN_SECONDS)
         return None
 
     def _note(self, answer: Answer, did: str, **more: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from batchyard.jobs import format_id
 from tests.faults.history import Call, Calm, History, Setting
-from tests.faults.load import MODEL, Caller, Load, lookups, note_poll
+from tests.faults.load import MODEL, Caller, Fed, Load, lookups, note_poll
 from tests.faults.nemesis import Nemesis, faults_of, schedule
 from tests.faults.yard import Combination, Yard, await_ready, yard
 
@@ -131,20 +131,19 @@ def _audit(made: Yard, keys: Mapping[str, str], load: Load, *, streams: bool) ->
         for ids in lookups(mine):
             answer = caller.call("POST", "/v1/jobs/lookup", {"ids": list(map(format_id, ids))})
             note_poll(answer, ids, tenant=tenant, history=made.history)
-        for bulk, (owner, tokens) in load.bulks.items():
-            if streams and owner == tenant:
-                made.history.add([_stream(caller, bulk, tokens)])
+        if streams:
+            made.history.add(_stream(caller, bulk) for bulk in load.bulks if bulk.tenant == tenant)
         caller.close()
 
 
-def _stream(caller: Caller, bulk: str, tokens: Sequence[str]) -> Call:
+def _stream(caller: Caller, bulk: Fed) -> Call:
     """All results of a bulk, read once it is finished."""
     give_up = time.monotonic() + STREAM_SECONDS
     while True:
-        answer = caller.call("GET", f"/v1/bulks/{bulk}/results")
+        answer = caller.call("GET", f"/v1/bulks/{bulk.id}/results")
         lines = list(map(json.loads, answer.body.splitlines()))
         if any(line.get("finished") for line in lines) or time.monotonic() > give_up:
             break
         time.sleep(0.1)
     ids = tuple(int(line["id"], 16) for line in lines if "id" in line)
-    return answer.call("stream", tenant=caller.tenant, tokens=tuple(tokens), ids=ids)
+    return answer.call("stream", tenant=caller.tenant, tokens=tuple(bulk.tokens), ids=ids)

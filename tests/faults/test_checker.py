@@ -197,6 +197,7 @@ BREAKS: list[tuple[str, Change]] = [
     ("tenants_are_apart", change("calls", 8, outcome="ok", status=200)),
     ("tenants_are_apart", change("calls", 6, tenant="bees")),
     ("sums_are_right", change("sums", 0, backlog={"succeeded": 5, "failed": 1, "cancelled": 1, "expired": 1})),
+    ("sums_are_right", change("sums", 1, wrong_lines=2)),
     ("sums_are_right", take("rows", 4)),
     ("sums_are_right", change("calls", 0, tokens=("echo-1", "echo-9"))),
     ("work_resumes", change("faults", 0, victims=(OWNER,), began_ms=1031, healed_ms=3000)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from batchyard import results
 from batchyard.broker import queue_name
 from batchyard.jobs import Lane, State
 from batchyard.store import migrate
-from batchyard.store.base import JobStore
+from batchyard.store.base import BacklogRow, JobStore
 from batchyard.store.open import open_store
 from batchyard.store.views import ERROR
 from tests.faults import servers, triggers
@@ -264,12 +265,23 @@ def _row(row: Any, tenants: Mapping[int, str]) -> Row:
 
 
 def _sums(store: JobStore, tenants: Mapping[int, str]) -> Iterator[Sums]:
-    backlog: dict[int, dict[str, int]] = {}
-    for row in store.backlog():
-        counts = backlog.setdefault(row.tenant_id, {})
-        counts[row.state.word] = counts.get(row.state.word, 0) + row.jobs
-    used: dict[int, int] = {}
+    told, counted = list(map(_lines, (store.backlog(), store.recount())))
+    wrong = Counter(key[0] for key in {*told, *counted} if told[key] != counted[key])
+    used: Counter[int] = Counter()
     for usage in store.usage():
-        used[usage.tenant_id] = used.get(usage.tenant_id, 0) + usage.jobs
+        used[usage.tenant_id] += usage.jobs
     for tenant_id, name in tenants.items():
-        yield Sums(tenant=name, backlog=backlog.get(tenant_id, {}), used_jobs=used.get(tenant_id, 0))
+        backlog: Counter[str] = Counter()
+        for (owner, state, *_), (jobs, _) in told.items():
+            if owner == tenant_id and jobs:
+                backlog[State(state).word] += jobs
+        yield Sums(tenant=name, backlog=dict(backlog), used_jobs=used[tenant_id], wrong_lines=wrong[tenant_id])
+
+
+def _lines(rows: Sequence[BacklogRow]) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Jobs and cost by tenant and state, then by all else that the ledger tells apart; nothing is none."""
+    lines: dict[tuple[int, ...], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for row in rows:
+        key = (row.tenant_id, int(row.state), row.queue_id, row.priority, row.bucket)
+        lines[key] = (row.jobs, row.cost)
+    return lines
