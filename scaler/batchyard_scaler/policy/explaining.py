@@ -11,6 +11,8 @@ def reason(want: Want, pool: Pool, *, budget: Budget) -> str:
     parts = [_work(want)]
     if (rule := _rule(want, pool, budget)) is not None:
         parts.append(rule)
+    if want.extra:
+        parts.append(f"{want.extra} more, should some be lost")
     if missed := round(want.unmeetable_jobs):
         parts.append(f"{missed:,} {_jobs(missed)} can no longer be done in time")
     return "; ".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from batchyard_scaler.policy.choice import cheapest_first, unit_price
@@ -12,7 +12,7 @@ from batchyard_scaler.policy.hold import hold_seconds
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.policy.spot import WAIT_STARTS, can_count_on_starts, over_provision, urgent
 from batchyard_scaler.policy.surplus import busy_of, surplus
-from batchyard_scaler.policy.work import Piece, Replicas, Spare, by_deadline, rest_of
+from batchyard_scaler.policy.work import Piece, Replicas, Spare, by_deadline, less, rest_of
 
 FORECAST_STARTS = 2.0
 """Work that is only likely counts when it is due within so many starts; later work can wait until it has come."""
@@ -78,8 +78,9 @@ def size(pools: Sequence[Pool], pieces: Sequence[Piece]) -> list[Want]:
     movable = [piece for piece in pieces if not spot.isdisjoint(piece.servers)]
     on_demand = [pool for pool in pools if pool.capacity == "on_demand"]
     left = firm
-    for pool in cheapest_first(on_demand, work_seconds=_total(firm)):
-        left = _size_on_demand(wants[pool.name], left)
+    order = cheapest_first(on_demand, work_seconds=_total(firm))
+    for index, pool in enumerate(order, 1):
+        left = _size_on_demand(wants[pool.name], left, later={other.name for other in order[index:]})
     if movable:
         _size_movable(wants, movable)
     for want in wants.values():
@@ -88,9 +89,15 @@ def size(pools: Sequence[Pool], pieces: Sequence[Piece]) -> list[Want]:
     return list(wants.values())
 
 
-def _size_on_demand(want: Want, pieces: Sequence[Piece]) -> list[Piece]:
-    """Size for all the work that this pool may do, as late as is safe; what it cannot make is left."""
+def _size_on_demand(want: Want, pieces: Sequence[Piece], *, later: Set[str]) -> list[Piece]:
+    """Size for all the work that this pool may do, as late as is safe. What it cannot make is left, and so is what a
+    start of it comes too late for where one of the `later` pools may do it."""
     mine, left = _split(pieces, want.pool)
+    if mine and later:
+        soonest = soonest_useful(want.pool, mine)
+        late = rest_of(mine, want.capacity(with_new=False))
+        hasty = [piece for piece in late if piece.due_seconds < soonest and not later.isdisjoint(piece.servers)]
+        mine, left = less(mine, hasty), _merged(left, hasty)
     want.taken = mine
     if mine and not _is_held(want, mine):
         _fit(want, mine)

@@ -138,6 +138,19 @@ def rest_of(pieces: Sequence[Piece], capacity: Capacity, *, kept_until_seconds: 
     return left
 
 
+def less(pieces: Sequence[Piece], some: Iterable[Piece]) -> list[Piece]:
+    """The pieces without some parts of them."""
+    taken = {(piece.due_seconds, *piece[3:]): piece for piece in some}
+    left = []
+    for piece in pieces:
+        gone = taken.get((piece.due_seconds, *piece[3:]))
+        if gone is None:
+            left.append(piece)
+        elif (work := piece.work_seconds - gone.work_seconds) > TRIFLE_SECONDS:
+            left.append(piece._replace(work_seconds=work, jobs=piece.jobs - gone.jobs))
+    return left
+
+
 def _at(due: Due, *, step_seconds: float) -> float:
     """The earliest that such work may be due; of a step that has begun, half of what is left of it."""
     return due.in_seconds - min(step_seconds, max(0.0, due.in_seconds) / 2)
