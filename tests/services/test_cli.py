@@ -371,6 +371,22 @@ def test_pause_and_resume(up: Up) -> None:
     assert 'did you mean "moody"' in up.run("pause", "moodi").stderr
 
 
+def test_pools_are_listed_and_fixed_by_hand(up: Up) -> None:
+    assert up.run("pools", "pin", "local", "1").stdout == "local is fixed at 1\n"
+    try:
+        with Client(up.url) as client:
+            assert eventually(lambda: getattr(client.pools()[0].decision, "rule", "") == "pinned")
+        listed = " ".join(up.run("pools", "list").stdout.split())
+        assert "fixed at 1 by hand" in listed
+        assert "0.0" in listed, "no price: hours of consumers"
+        assert up.run("pools", "resume", "local").stdout == "local is fixed at 1\n"
+    finally:
+        assert up.run("pools", "unpin", "local").stdout == "local is sized by the scaler\n"
+    assert json.loads(up.run("pools", "list", "--json").stdout)[0]["name"] == "local"
+    assert "at most 1, the max of local" in up.run("pools", "pin", "local", "9").stderr
+    assert 'no pool "nope"' in up.run("pools", "pause", "nope").stderr
+
+
 def test_tenants_and_keys(up: Up) -> None:
     assert up.run("tenants", "create", "acme", "--weight", "2").returncode == 0
     assert "acme" in up.run("tenants", "list").stdout

@@ -38,9 +38,9 @@ def test_replicas_are_those_registered_and_those_asked_for() -> None:
 
 def test_who_held_jobs_or_ended_some_since_the_last_look_was_busy() -> None:
     business = Business()
-    idle, busy = {"held": {"pool": 0}}, {"held": {"pool": 0, "device": 3}}
-    assert business.of([consumer(1, **idle), consumer(2, **busy)]) == {2}
-    finished = [consumer(1, finished={"succeeded": 5}, **idle), consumer(2, **idle)]
+    idle, busy = {"pool": 0}, {"pool": 0, "device": 3}
+    assert business.of([consumer(1, held=idle), consumer(2, held=busy)]) == {2}
+    finished = [consumer(1, finished={"succeeded": 5}, held=idle), consumer(2, held=idle)]
     assert business.of(finished) == {1}
     assert business.of(finished) == set()
 
