@@ -5,12 +5,16 @@ The round is the whole of it: what the scaler reads from the database, the polic
 
 from __future__ import annotations
 
+import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
+import psutil
 
 from batchyard.configuration import load_settings
 from batchyard.jobs import Lane, Submission
@@ -22,14 +26,22 @@ from batchyard_scaler.sizing import Sizer
 from tests.benchmarks.system import ROOT
 from tests.servers.processes import free_port, running, server_folder
 
-QUEUES_A_POOL = 20
+MODELS_A_POOL = 10
 DEADLINES = 5
 """Of each queue, 15 minutes apart."""
 TIMES = 30
 
 
-def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, list[float]]]:
-    """Ascending milliseconds, by what was measured: on SQLite, with one API process and its leader."""
+class Timing(NamedTuple):
+    """Of one call, over several."""
+
+    median_ms: float
+    cpu_ms: float
+    """Mean, of the process that does the work, whatever else it did meanwhile."""
+
+
+def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, Timing]]:
+    """By what was measured: on SQLite, with one API process and its leader."""
     with server_folder("deciding") as folder:
         port = free_port()
         _configure(folder, port=port, queues=queues)
@@ -40,21 +52,25 @@ def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, list[float]]]:
             _fill(store, settings, jobs=jobs)
             sizer = Sizer(settings, store=store)
             asked = f"{queues} queues, {jobs:,} queued jobs"
-            yield f"one round of decisions, {asked}", _times(lambda: sizer.round(lambda pool, live: len(live)))
+            yield (
+                f"one round of decisions, {asked}",
+                _times(lambda: sizer.round(lambda pool, live: len(live)), pid=os.getpid()),
+            )
             command = [sys.executable, "-m", "batchyard.cli", "--config", "batchyard.toml", "--state", "state", "api"]
             url = f"http://127.0.0.1:{port}"
             environment = {"PYTHONPATH": str(ROOT)}
             with (
-                running(command, directory=folder, ready=lambda: _answers(url), environment=environment),
+                running(command, directory=folder, ready=lambda: _answers(url), environment=environment) as api,
                 httpx.Client(base_url=url, timeout=60) as http,
             ):
-                yield f"GET /metrics, {asked}", _times(lambda: http.get("/metrics").raise_for_status())
+                yield f"GET /metrics, {asked}", _times(lambda: http.get("/metrics").raise_for_status(), pid=api.pid)
         finally:
             store.close()
 
 
 def _configure(folder: Path, *, port: int, queues: int) -> None:
-    names = [f"model-{number:03d}" for number in range(queues)]
+    # A model has a queue for each lane.
+    names = [f"model-{number:03d}" for number in range(queues // len(Lane))]
     lines = [
         "[database]",
         f'url = "sqlite:///{folder}/jobs.db"',
@@ -65,39 +81,42 @@ def _configure(folder: Path, *, port: int, queues: int) -> None:
     ]
     for name in names:
         lines += [f"[models.{name}]", 'runtime = "tests.benchmarks.models:NoOp"']
-    for first in range(0, queues, QUEUES_A_POOL):
-        lines += [f"[pools.pool-{first}]", f"models = {names[first : first + QUEUES_A_POOL]}", "max = 50"]
+    for first in range(0, len(names), MODELS_A_POOL):
+        lines += [f"[pools.pool-{first}]", f"models = {names[first : first + MODELS_A_POOL]}", "max = 50"]
     (folder / "batchyard.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _fill(store: JobStore, settings: Settings, *, jobs: int) -> None:
     wanted = [ModelConfig(model=model.name, version=model.version, runtime=model.runtime) for model in settings.models]
     versions = store.sync_models(wanted)
-    count = jobs // (len(versions) * DEADLINES)
+    count = jobs // (len(versions) * len(Lane) * DEADLINES)
     now_ms = store.now_ms()
     for version in versions:
         store.submit(
             [
                 Submission(
                     tenant_id=1,
-                    queue_id=version.queue_ids[Lane.FIRM],
+                    queue_id=queue_id,
                     inputs=[b'"text"'] * count,
                     costs=[100] * count,
                     deadline_ms=now_ms + (step + 1) * 900_000,
                 )
+                for queue_id in version.queue_ids.values()
                 for step in range(DEADLINES)
             ]
         )
 
 
-def _times(call: Callable[[], object]) -> list[float]:
+def _times(call: Callable[[], object], *, pid: int) -> Timing:
     call()
-    seconds = []
+    process, seconds = psutil.Process(pid), []
+    cpu_before = sum(process.cpu_times()[:2])
     for _ in range(TIMES):
         began = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - began)
-    return sorted(1000 * each for each in seconds)
+    cpu = sum(process.cpu_times()[:2]) - cpu_before
+    return Timing(median_ms=statistics.median(seconds) * 1000, cpu_ms=cpu * 1000 / TIMES)
 
 
 def _answers(url: str) -> bool:

@@ -30,7 +30,7 @@ class Bound:
     """The least that any fleet could have cost that finishes every job by its deadline."""
 
     cost: float
-    """In dollars, or replica-hours where prices are not known."""
+    """In dollars, or replica-hours where a price is not known."""
     replicas: Mapping[str, Floats]
     """By pool and step."""
     step_seconds: float
@@ -43,7 +43,8 @@ def bound(trace: Trace, *, pools: Sequence[Pool], spot: Spot | None = None, step
     """
     classes = _classes(trace, step_seconds)
     steps = len(classes[0].arriving)
-    program = _Program(steps=steps, step_seconds=step_seconds)
+    is_priced = all(pool.price_per_hour is not None for pool in pools)
+    program = _Program(steps=steps, step_seconds=step_seconds, is_priced=is_priced)
     on_demand = [pool for pool in pools if pool.capacity == "on_demand"]
     spots = [pool for pool in pools if pool.capacity == "spot"]
     replicas = {
@@ -119,9 +120,10 @@ def _available(pool: Pool, spot: Spot, steps: int, step_seconds: float) -> Float
 class _Program:
     """The linear program as it is put together. A block is one variable a step; named by its first column."""
 
-    def __init__(self, *, steps: int, step_seconds: float) -> None:
+    def __init__(self, *, steps: int, step_seconds: float, is_priced: bool) -> None:
         self._steps = steps
         self._step_seconds = step_seconds
+        self._is_priced = is_priced
         self._costs: list[Floats] = []
         self._least: list[Floats] = []
         self._most: list[Floats] = []
@@ -132,7 +134,7 @@ class _Program:
 
     def replicas(self, pool: Pool, *, most: Floats) -> int:
         """Replicas of a pool, and what they and their starts cost."""
-        price = 1.0 if pool.price_per_hour is None else pool.price_per_hour
+        price = pool.price_per_hour or 0.0 if self._is_priced else 1.0
         steps = self._steps
         least = np.minimum(float(pool.minimum), most)
         there = self._block(np.full(steps, price * self._step_seconds / HOUR), least=least, most=most)

@@ -51,6 +51,13 @@ def test_spot_takes_what_it_has_nodes_for_and_the_rest_is_on_demand() -> None:
     assert found.replicas["spot"].tolist() == pytest.approx([1, 1, 0])
 
 
+def test_where_one_price_is_not_known_replica_hours_are_counted() -> None:
+    trace = trace_of([(0, 100, 99), (0, 100, 99)], seconds=200)
+    pools = [pool_of(price_per_hour=None, cold_start_seconds=0), spot_pool()]
+    found = bound(trace, pools=pools, spot=spot_of((0, 1)), step_seconds=STEP)
+    assert found.cost == pytest.approx(2 * STEP / 3600)
+
+
 def test_firm_work_stays_off_spot() -> None:
     trace = trace_of([(0, 100, 99), (100, 100, 199)], tolerant=[False, True], seconds=200)
     pools = [pool_of(price_per_hour=PRICE, cold_start_seconds=0), spot_pool()]
