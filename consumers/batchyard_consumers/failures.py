@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from traceback import extract_tb
 
 from batchyard.errors import BadOutput, BatchyardError, InvalidInput, RetryableModelError
 from batchyard.jobs import ErrorInfo
@@ -35,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class FailureLog:
-    """Logs the first failure of each kind with its traceback, so that a million bad inputs do not fill the disk."""
+    """Logs where the first failure of each kind happened, so that a million bad inputs do not fill the disk."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[str, str, str]] = set()
@@ -45,7 +46,10 @@ class FailureLog:
         if kind in self._seen or isinstance(error, InvalidInput | BadOutput | RetryableModelError):
             return
         self._seen.add(kind)
-        log_event(log, "model_failed", level=logging.WARNING, error=error, model=model, stage=stage)
+        # Where it happened, not its words: these may quote the input, and stand in the job's error for its tenant.
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in extract_tb(error.__traceback__)]
+        kind_of = type(error).__name__
+        log_event(log, "model_failed", level=logging.WARNING, model=model, stage=stage, kind=kind_of, where=where)
 
 
 def _clean(message: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import celery
 from celery import bootsteps
 from celery.worker import WorkController
-from celery.worker.control import inspect_command
+from celery.worker.control import Panel, inspect_command
 from kombu import Consumer as MessageConsumer
 
 from batchyard.broker import TASK_NAME, Broker, decode_ticket
@@ -43,6 +43,15 @@ LARGEST_PREFETCH = 32
 ADJUST_SECONDS = 2.0
 EXIT_SECONDS = 2.0
 """For the hub to say goodbye; then the process ends without it."""
+
+HARMLESS_COMMANDS = frozenset(
+    [
+        *("active", "active_queues", "clock", "registered", "reserved", "revoked", "scheduled"),
+        *("dump_active", "dump_reserved", "dump_revoked", "dump_schedule", "dump_tasks", "query_task"),
+        *("enable_events", "disable_events", "heartbeat", "hello", "ping", "stats", "tickets"),
+    ]
+)
+"""Of Celery's remote control, and ours."""
 
 log = logging.getLogger(__name__)
 
@@ -284,6 +293,7 @@ def run_worker(settings: Settings, pool: PoolSettings, *, store: JobStore, url: 
     app = celery_app(url)
     app.steps["consumer"].add(ticket_step(tickets))
     _register_commands(tickets)
+    restrict_control()
     controller = _controller(app, pool)
     goodbye = _Goodbye(tickets)
     tickets.consumer = Consumer(
@@ -377,3 +387,13 @@ def _register_commands(tickets: Tickets) -> None:
     def _tickets(state: Any, **_: Any) -> dict[str, Any]:
         """What this consumer holds: tickets, jobs by stage, models."""
         return _report(tickets)
+
+
+def restrict_control() -> None:
+    """Forget what others could do to this consumer over the broker; what remains looks, or turns events on and off.
+
+    Whoever reaches the broker could otherwise end consumers, take queues from them, or read their configuration.
+    """
+    for name in Panel.data.keys() - HARMLESS_COMMANDS:
+        del Panel.data[name]
+        Panel.meta.pop(name, None)

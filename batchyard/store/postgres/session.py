@@ -196,6 +196,7 @@ def _engine(url: sa.URL) -> sa.Engine:
         pool_size=8,
         max_overflow=8,
         pool_timeout=10.0,
+        hide_parameters=True,  # they hold inputs, and errors are logged
         use_native_hstore=False,
     )
 

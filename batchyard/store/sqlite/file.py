@@ -64,6 +64,7 @@ class SqliteFile:
             module=dbapi2,
             creator=self._connect,
             poolclass=NullPool,
+            hide_parameters=True,  # they hold inputs, and errors are logged
             skip_autocommit_rollback=True,
         )
         self._idle_readers: deque[Handle] = deque()
