@@ -20,7 +20,7 @@ def decide(fleet: Fleet) -> list[Decision]:
     be as it is told."""
     check(fleet)
     pools = [_as_set_by_hand(pool) for pool in fleet.pools]
-    pieces = pieces_of(fleet, [pool for pool in pools if pool.maximum], fleet.demands)
+    pieces = pieces_of(fleet, pools)
     wants = _size(pools, pieces)
     most = ceilings(wants, budget=fleet.budget)
     if most is not None:

@@ -90,38 +90,52 @@ def drain_seconds(pool: Pool) -> float:
     return max(SHORTEST_DRAIN_SECONDS, (1 + PAYBACK) * pool.cold_start_seconds)
 
 
-def pieces_of(fleet: Fleet, pools: Sequence[Pool], demands: Iterable[Demand]) -> list[Piece]:
+def pieces_of(fleet: Fleet, pools: Sequence[Pool]) -> list[Piece]:
     """The work that these pools may do, merged and in the order of its deadlines."""
-    merged: dict[tuple[float, frozenset[str], bool, bool, bool], list[float]] = {}
-    drain = {pool.name: drain_seconds(pool) for pool in pools}
-    for demand in demands:
-        servers = frozenset(pool.name for pool in pools if serves(pool, demand))
-        if not servers:
-            continue
-        margin = PRIOR_MARGIN if demand.is_prior else 1.0
-        begun = RUNNING_DONE * _running_seconds(demand)
-        swap = min(pool.swap_seconds for pool in pools if pool.name in servers)
-        slowest = max(drain[name] for name in servers)
-        for due, is_forecast in _dues(demand):
-            has_deadline = math.isfinite(due.in_seconds)
-            at = _at(due, step_seconds=fleet.due_step_seconds) if has_deadline else slowest
-            may_wait = has_deadline and not demand.is_interactive and not demand.is_prior
-            entry = merged.setdefault((at, servers, may_wait, has_deadline, is_forecast), [0.0, 0.0, 0.0])
-            done = min(begun, RUNNING_DONE * due.work_seconds)
-            begun -= done
-            entry[0] += (due.work_seconds - done) * margin + swap
-            entry[1] += due.jobs
-            entry[2] += due.jobs * demand.value
-            swap = 0.0
-    pieces = [
-        Piece(at, work, jobs, servers, may_wait, has_deadline, is_forecast, value / jobs)
-        for (at, servers, may_wait, has_deadline, is_forecast), (work, jobs, value) in merged.items()
-    ]
+    serving: dict[str, list[Pool]] = {}
+    for pool in pools:
+        for model in pool.models:
+            serving.setdefault(model, []).append(pool)
+    merged: dict[_Key, list[float]] = {}
+    for demand in fleet.demands:
+        able = [
+            pool
+            for pool in serving.get(demand.model, ())
+            if pool.maximum and (pool.capacity == "on_demand" or demand.is_tolerant)
+        ]
+        if able:
+            _merge(merged, demand, able, step_seconds=fleet.due_step_seconds)
+    pieces = [Piece(key[0], work, jobs, *key[1:], value / jobs) for key, (work, jobs, value) in merged.items()]
     return sorted(pieces, key=by_deadline)
 
 
-def serves(pool: Pool, demand: Demand) -> bool:
-    return demand.model in pool.models and (pool.capacity == "on_demand" or demand.is_tolerant)
+_Key = tuple[float, frozenset[str], bool, bool, bool]
+"""Of a piece: when it is due, who may do it, whether it may wait, has a deadline, is a forecast."""
+
+
+def _merge(merged: dict[_Key, list[float]], demand: Demand, able: Sequence[Pool], *, step_seconds: float) -> None:
+    """Add one queue's work: its jobs and, with the first of them, one swap to its model."""
+    servers = frozenset(pool.name for pool in able)
+    margin = PRIOR_MARGIN if demand.is_prior else 1.0
+    done = RUNNING_DONE * _running_seconds(demand)
+    swap = min(pool.swap_seconds for pool in able)
+    slowest = max(drain_seconds(pool) for pool in able)
+    is_patient = not demand.is_interactive and not demand.is_prior
+    for dues, is_forecast in ((demand.due, False), (demand.forecast, True)):
+        for due in dues:
+            if not due.jobs:
+                continue
+            has_deadline = math.isfinite(due.in_seconds)
+            at = _at(due, step_seconds=step_seconds) if has_deadline else slowest
+            work = max(due.work_seconds, TRIFLE_SECONDS * due.jobs)
+            done_here = min(done, RUNNING_DONE * work)
+            done -= done_here
+            key = (at, servers, has_deadline and is_patient, has_deadline, is_forecast)
+            entry = merged.setdefault(key, [0.0, 0.0, 0.0])
+            entry[0] += (work - done_here) * margin + swap
+            entry[1] += due.jobs
+            entry[2] += due.jobs * demand.value
+            swap = 0.0
 
 
 def rest_of(pieces: Sequence[Piece], capacity: Capacity, *, kept_until_seconds: float = -math.inf) -> list[Piece]:
@@ -160,8 +174,3 @@ def _running_seconds(demand: Demand) -> float:
     """All the work of the jobs that run, as jobs of the mean size."""
     jobs = sum(due.jobs for due in demand.due)
     return sum(due.work_seconds for due in demand.due) * demand.running_jobs / jobs if jobs else 0.0
-
-
-def _dues(demand: Demand) -> list[tuple[Due, bool]]:
-    known = [(due, False) for due in demand.due if due.jobs]
-    return known + [(due, True) for due in demand.forecast if due.jobs]
