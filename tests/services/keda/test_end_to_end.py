@@ -9,7 +9,8 @@ import pytest
 
 from batchyard.store import migrate
 from tests.services.keda import autoscaler, cluster, sources
-from tests.services.keda.yard import MOST, Yard
+from tests.services.keda.yard import MOST, WAIT_SECONDS, Yard
+from tests.services.up import command
 
 
 @pytest.fixture
@@ -18,9 +19,10 @@ def yard(tmp_path: Path, postgres_database: Callable[[], str], valkey_url: str) 
     migrate.upgrade(database)
     with ExitStack() as closing:
         yard = Yard(tmp_path, database=database, broker=valkey_url, closing=closing)
+        checking = yard.start("check", command("check"), yard.variables())
         yard.start_api()
-        yard.run("check")
         yard.make_pools()
+        assert checking.wait(WAIT_SECONDS) == 0
         yield yard
 
 
@@ -36,7 +38,7 @@ def test_pools_follow_their_decisions_from_nothing_to_nothing(yard: Yard) -> Non
     loads = [yard.submit(pool, 0.02, jobs=400) for pool in MOST]
     yard.until(lambda: {pool: yard.decided(pool) for pool in MOST} == MOST)
     for pool, replicas in MOST.items():
-        yard.store.pin_pool(pool, replicas=replicas)
+        yard.pin(pool, replicas=replicas)
     yard.lands_on(**MOST)
     for ids in loads:
         yard.finish(ids)
@@ -71,7 +73,7 @@ def test_pools_follow_their_decisions_from_nothing_to_nothing(yard: Yard) -> Non
     long = yard.submit("polled", 6.0, jobs=1)
     yard.until(lambda: sorted(pod.deletion_cost for pod in polled.pods) == [0, 100])
     [busy] = [pod for pod in polled.pods if pod.deletion_cost]
-    yard.store.pin_pool("polled", replicas=1)
+    yard.pin("polled", replicas=1)
     yard.lands_on(polled=1, pushed=2)
     assert polled.pods == [busy]
     [job] = yard.finish(long)
@@ -79,7 +81,7 @@ def test_pools_follow_their_decisions_from_nothing_to_nothing(yard: Yard) -> Non
 
     # Down to nothing by themselves.
     for pool in MOST:
-        yard.store.pin_pool(pool, replicas=None)
+        yard.unpin(pool)
     yard.lands_on(polled=0, pushed=0)
     for one in yard.deployments.values():
         one.wait_for_the_gone()

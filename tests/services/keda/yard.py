@@ -108,7 +108,7 @@ class Yard:
         keyed = {"BATCHYARD_SERVER__BIND": bind, "BATCHYARD_SERVER__REQUIRE_KEYS": "true"}
         rendered_command = container_of(self.objects["metrics-api"]["Deployment", "batchyard-api"])["command"]
         self.start("api", command(*rendered_command[1:]), self.variables(**keyed))
-        key = self.run("keys", "create")
+        key = self.run("keys", "create", "--scope", "jobs", "--scope", "admin")
         self.api = httpx.Client(base_url=f"http://{bind}", headers={"authorization": f"Bearer {key}"}, timeout=30)
         self.closing.callback(self.api.close)
         self.until(self._is_ready)
@@ -186,6 +186,12 @@ class Yard:
         body = {"inputs": [{"do": "sleep", "value": seconds}] * jobs, "priority": 9, "deadline_seconds": 300}
         answer = self.api.post(f"/v1/models/{model}/jobs", json=body).raise_for_status().json()
         return list(answer["ids"])
+
+    def pin(self, pool: str, *, replicas: int) -> None:
+        self.api.post(f"/v1/pools/{pool}/pin", json={"replicas": replicas}).raise_for_status()
+
+    def unpin(self, pool: str) -> None:
+        self.api.post(f"/v1/pools/{pool}/unpin").raise_for_status()
 
     def finish(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Wait until all have succeeded."""
