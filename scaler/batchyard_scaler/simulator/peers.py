@@ -63,7 +63,10 @@ def fixed(*, replicas: int) -> Contender:
             for pool in fleet.pools
         ]
 
-    return Contender(name=f"fixed at {replicas}", policy=lambda: policy, autoscaler=lambda _: Direct())
+    # Its answer never changes, so that it is asked for the pictures' sake alone.
+    return Contender(
+        name=f"fixed at {replicas}", policy=lambda: policy, autoscaler=lambda _: Direct(every_seconds=600.0)
+    )
 
 
 def hold(*, seconds: float) -> Contender:
