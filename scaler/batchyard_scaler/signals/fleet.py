@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from batchyard.jobs import Lane
-from batchyard.pool_figures import first_hour_of_month
 from batchyard.settings import PoolSettings, Settings
 from batchyard.store.base import ConsumerInfo, JobStore, ModelVersion, PoolOverride, SpendRow
 from batchyard_scaler.policy.records import Demand, Due, Fleet, Pool
@@ -16,7 +15,7 @@ from batchyard_scaler.signals.demand import Waiting, demand_of, waiting_by_queue
 from batchyard_scaler.signals.replicas import LIVE, Business, Zones, replicas_of
 from batchyard_scaler.signals.schedule import limits_at
 from batchyard_scaler.signals.speeds import Speeds
-from batchyard_scaler.signals.spending import budget_left, spent_since
+from batchyard_scaler.signals.spending import budget_left, first_hour_of_budget, spent_since
 from batchyard_scaler.signals.starts import Starts
 
 KEEP_MS = 15_000
@@ -62,7 +61,7 @@ class Signals:
         """Queues whose season is to be written down."""
         self._spent_until_ms: int | None = learned.get("spent_until_ms")
         self._kept_ms = 0
-        self._month: list[SpendRow] = []
+        self._spent: list[SpendRow] = []
         self._business = Business()
         self._zones = Zones()
         self._loaded: set[tuple[str, str]] = set()
@@ -103,7 +102,7 @@ class Signals:
             )
             for name, pool in self._pools.items()
         ]
-        budget = budget_left(self._settings.budget, self._month, now_ms=now_ms)
+        budget = budget_left(self._settings.budget, self._spent, now_ms=now_ms)
         fleet = Fleet(now_seconds=now_ms / 1000, pools=pools, demands=demands, budget=budget)
         return Look(fleet=fleet, now_ms=now_ms, live=Counter(info.pool for info in live))
 
@@ -224,7 +223,7 @@ class Signals:
         self._kept |= changed
         self._learned_anew.clear()
         self._spent_until_ms = self._kept_ms = now_ms
-        self._month = self._store.spent(since_hour=first_hour_of_month(now_ms))
+        self._spent = self._store.spent(since_hour=first_hour_of_budget(now_ms))
 
 
 def _swap_seconds(served: Sequence[ModelVersion], consumers: Sequence[ConsumerInfo]) -> float:

@@ -2,9 +2,12 @@
 
 import datetime as dt
 
+import pytest
+
 from batchyard.pool_figures import HOUR_MS, first_hour_of_month, quantile
 from batchyard.settings import BudgetSettings, PoolSettings
 from batchyard.store.base import SpendRow
+from batchyard_scaler.policy.records import Budget
 from batchyard_scaler.signals.spending import budget_left, spent_since
 from tests.unit.scaler.queues import consumer
 
@@ -33,13 +36,32 @@ def test_time_is_counted_once_by_hour_and_by_pool() -> None:
     ]
 
 
-def test_what_is_left_of_a_budget() -> None:
-    hour = NOON_MS // HOUR_MS
-    rows = [SpendRow(pool=pool, hour=at, replica_seconds=1.0, dollars=2.0) for pool in "pq" for at in (hour - 5, hour)]
-    left = budget_left(BudgetSettings(per_hour=5.0, per_month=7.0), rows, now_ms=NOON_MS + 1)
-    assert (left.left_this_hour, left.left_this_month) == (1.0, -1.0)
-    none = budget_left(BudgetSettings(), rows, now_ms=NOON_MS)
-    assert (none.per_hour, none.left_this_hour, none.per_month, none.left_this_month) == (None, None, None, None)
+def dollars(hours_ago: int, amount: float, *, pool: str = "p") -> SpendRow:
+    return SpendRow(pool=pool, hour=NOON_MS // HOUR_MS - hours_ago, replica_seconds=1.0, dollars=amount)
+
+
+def test_what_is_left_of_a_month() -> None:
+    rows = [dollars(ago, 2.0, pool=pool) for pool in "pq" for ago in (0, 300)]
+    left = budget_left(BudgetSettings(per_month=7.0), rows, now_ms=NOON_MS)
+    assert (left.per_hour, left.left_this_hour, left.left_this_month) == (None, None, -1.0)
+    assert budget_left(BudgetSettings(), rows, now_ms=NOON_MS) == Budget()
+
+
+@pytest.mark.parametrize(
+    ("rows", "minutes", "left"),
+    [
+        ([], 0, 10.0),
+        ([dollars(0, 4.0), dollars(0, 4.0, pool="q")], 30, 7.0),
+        ([dollars(5, 10.0), dollars(1, 10.0)], 0, 10.0),
+        ([dollars(1, 18.0)], 0, 2.0),
+        ([dollars(2, 18.0), dollars(0, 1.0)], 15, 10.0),
+        ([dollars(1, 24.0)], 30, 1.0),
+        ([dollars(0, 16.0)], 30, -1.0),
+    ],
+)
+def test_an_hours_limit_fills_a_bucket(rows: list[SpendRow], minutes: int, left: float) -> None:
+    found = budget_left(BudgetSettings(per_hour=10.0), rows, now_ms=NOON_MS + minutes * 60_000)
+    assert found.left_this_hour == left
 
 
 def test_months_are_those_of_utc() -> None:
