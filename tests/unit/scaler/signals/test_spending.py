@@ -41,7 +41,7 @@ def dollars(hours_ago: int, amount: float, *, pool: str = "p") -> SpendRow:
 
 
 def test_what_is_left_of_a_month() -> None:
-    rows = [dollars(ago, 2.0, pool=pool) for pool in "pq" for ago in (0, 300)]
+    rows = [dollars(ago, 2.0, pool=pool) for pool in "pq" for ago in (0, 50, 300)]  # the last ones in the month before
     left = budget_left(BudgetSettings(per_month=7.0), rows, now_ms=NOON_MS)
     assert (left.per_hour, left.left_this_hour, left.left_this_month) == (None, None, -1.0)
     assert budget_left(BudgetSettings(), rows, now_ms=NOON_MS) == Budget()
