@@ -74,8 +74,8 @@ class ContinuousModel(Model):
     """A model whose jobs join and leave between steps instead of going through in batches: text generation, or a
     server elsewhere that is kept full.
 
-    `join`, `step`, `leave` and `close` are called by one thread, in turn. `forward` is not called; `cost` is asked once
-    more when a job has ended, and may know better then.
+    `join`, `step`, `partial`, `leave` and `close` are called by one thread, in turn. `forward` is not called; `cost` is
+    asked once more when a job has ended, and may know better then.
     """
 
     most_jobs: int = 64
@@ -92,6 +92,10 @@ class ContinuousModel(Model):
         Where the call raises, everybody leaves and joins again in smaller company, until the guilty stand alone.
         """
         raise NotImplementedError(f"{type(self).__qualname__} must define step()")
+
+    def partial(self, item: Any) -> Any:
+        """What a reader may see of an item inside, JSON-like; None: nothing yet. Asked about once a second."""
+        return None
 
     def leave(self, key: int) -> None:
         """A job inside is not wanted any more."""

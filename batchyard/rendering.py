@@ -89,8 +89,15 @@ def job(
         eta_seconds=seen.eta_seconds,
         waits_because=seen.waits_because,
         error=view.error,
+        partial=_partial(view, form=form),
         result=_result(view, form=form, tensors=tensors),
     )
+
+
+def _partial(view: JobView, *, form: Form) -> msgspec.Raw | msgspec.UnsetType:
+    if view.partial_body is None:
+        return msgspec.UNSET
+    return msgspec.Raw(view.partial_body if form == "json" else _to_msgpack(msgspec.json.decode(view.partial_body)))
 
 
 def _result(view: JobView, *, form: Form, tensors: TensorRendering) -> msgspec.Raw | msgspec.UnsetType:

@@ -223,6 +223,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     waits_because: WaitReason | None = None
     error: ErrorInfo | None = None
     """Of a failure; of a waiting job, the last one."""
+    partial: Raw | UnsetType = UNSET
+    """Of a running job: what its model has made so far, where it tells; no part of it is promised."""
     result: Raw | UnsetType = UNSET
     """Of a succeeded job. Always the last member."""
 

@@ -103,6 +103,12 @@ class JobRecord(msgspec.Struct, frozen=True):
     def is_finished(self) -> bool:
         return State[self.job.state.upper()].is_terminal
 
+    def partial(self) -> Any:
+        """What a running job has come to so far; None where nothing is told."""
+        if self.job.partial is msgspec.UNSET:
+            return None
+        return (msgspec.msgpack if self.format == results.TENSORS else msgspec.json).decode(self.job.partial)
+
     def value(self) -> Any:
         """The result; raises the typed error of a job that ended without one."""
         return results.decode(self.format, self._body())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from batchyard import schemas
 from batchyard.errors import JobError
 from batchyard.jobs import State
@@ -50,6 +52,11 @@ class JobFacts:
     def eta_seconds(self) -> float | None:
         """Until it is finished, as far as its queue's speed is known."""
         return self._record.job.eta_seconds
+
+    @property
+    def partial(self) -> Any:
+        """What its model has made so far, while it runs and where the model tells; else None."""
+        return self._record.partial()
 
     @property
     def waits_because(self) -> str | None:

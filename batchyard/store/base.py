@@ -179,6 +179,13 @@ class JobStore(Protocol):
         """A consumer's process is known to have ended while it executed these jobs; `cause` is for people. Marks it
         dead at once: `reap` does the rest. False, and nothing is changed, where it had left or was reaped before."""
 
+    def report_progress(self, notes: Sequence[tuple[ClaimedJob, bytes]], *, owner: int) -> None:
+        """What jobs that this consumer runs have come to so far, as JSON; those that are no longer its own at that
+        attempt are passed over."""
+
+    def forget_progress(self, *, limit: int) -> int:
+        """Delete what was told of jobs that do not run any more; how many."""
+
     def disown(self) -> None:
         """Of a database that was put back from a backup: nobody registered in it may write any more, what they held is
         queued again, uncharged, and nobody leads. Several transactions; repeating it does no harm."""

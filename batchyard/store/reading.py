@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func,
 
 from batchyard.jobs import State, redrive_key
 from batchyard.store.base import JobFilter, JobInput, JobPage, JobView
-from batchyard.store.sql import IS_RUNNING, IS_WAITING, SqlStore
+from batchyard.store.progress import Progress
+from batchyard.store.sql import IS_RUNNING, IS_WAITING
 from batchyard.store.tables import idempotency, job_inputs, job_labels, job_results, job_webhooks, jobs, tombstones
 from batchyard.store.views import ERROR, job_view, view_query
 
@@ -40,19 +41,23 @@ class _Candidates(NamedTuple):
     """All of them fit, so that nothing is looked at in vain."""
 
 
-class Readers(SqlStore):
+class Readers(Progress):
     """What pollers and listings ask."""
 
     def get_jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool = True) -> list[JobView]:
         """See `JobStore.get_jobs`."""
-        return self._linked(self._jobs(ids, tenant_id=tenant_id, results=results), tenant_id=tenant_id)
+        return self._linked(self._jobs(ids, tenant_id=tenant_id, results=results), tenant_id=tenant_id, partial=results)
 
     @abstractmethod
     def _jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool) -> list[JobView]:
         """`get_jobs`, without what only dead jobs have."""
 
-    def _linked(self, views: list[JobView], *, tenant_id: int) -> list[JobView]:
-        """The views, dead ones with the jobs that took their places."""
+    def _linked(self, views: list[JobView], *, tenant_id: int, partial: bool = False) -> list[JobView]:
+        """The views, dead ones with the jobs that took their places, and running ones with what is there so far."""
+        running = [(view.id, view.attempt) for view in views if view.state == State.RUNNING] if partial else []
+        if running:
+            told = self._partial(running)
+            views = [replace(view, partial_body=told[view.id]) if view.id in told else view for view in views]
         keys = {redrive_key(view.id): view.id for view in views if view.state.is_dead}
         if not keys:
             return views

@@ -246,6 +246,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """Queued, and kept back because its bulk is paused."""
     redriven_as: int | None = None
     """Of a dead job: the one that took its place."""
+    partial_body: bytes | None = None
+    """JSON of what a running job has come to so far, where its model tells."""
     cost: int | None = None
     device_us: int | None = None
     result_format: int | None = None

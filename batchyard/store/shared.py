@@ -18,7 +18,20 @@ from batchyard.store.retention import Retention
 
 
 class SharedStore(
-    Registry, Fleet, Pools, Order, Readers, Bulks, Editing, Reaping, Chores, Retention, Outbox, Health, Ledgers
+    Registry,
+    Fleet,
+    Pools,
+    Order,
+    Progress,
+    Readers,
+    Bulks,
+    Editing,
+    Reaping,
+    Chores,
+    Retention,
+    Outbox,
+    Health,
+    Ledgers,
 ):
     """A dialect adds what `SqlStore` asks for, and `close`, `ping`, `durability`, `submit`, `claim`, `finish`,
     `release` and `fold`; it may override any other method that deserves statements of its own."""

@@ -477,6 +477,16 @@ Index("webhooks_tenant", webhooks.c.tenant_id)
 _UNNAMED = text("url IS NULL")
 Index("webhooks_named_by_jobs", webhooks.c.tenant_id, unique=True, sqlite_where=_UNNAMED, postgresql_where=_UNNAMED)
 
+job_progress = Table(
+    "job_progress",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False, comment="JSON"),
+    comment="What a running job has come to so far",
+    sqlite_with_rowid=False,
+)
+
 job_webhooks = Table(
     "job_webhooks",
     metadata,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import torch
 
-from batchyard.jobs import ErrorInfo, Outcome, State
+from batchyard.errors import Unavailable
+from batchyard.jobs import ClaimedJob, ErrorInfo, Outcome, State
 from batchyard.model import ContinuousModel
 from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.device import Running
@@ -22,6 +27,8 @@ from batchyard_consumers.meter import Meter
 from batchyard_consumers.pools import Pools
 from batchyard_consumers.served import Served
 
+TELL_SECONDS = 1.0
+"""Between two notes of what the jobs inside have come to so far."""
 LEARN_SECONDS = 0.5
 """Of stepping, after which the speed learns from what has ended meanwhile."""
 
@@ -32,6 +39,23 @@ class Failing(Protocol):
     def fail(self, batch: Batch, error: Exception) -> None: ...
 
 
+class Tell(Protocol):
+    """See `JobStore.report_progress`."""
+
+    def __call__(self, notes: Sequence[tuple[ClaimedJob, bytes]], *, owner: int) -> None: ...
+
+
+class Teller(ThreadPoolExecutor):
+    """One thread, and whether it is through with what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(1, thread_name_prefix="batchyard-tell")
+
+    @property
+    def is_free(self) -> bool:
+        return self._work_queue.empty()
+
+
 @dataclass(slots=True, eq=False)
 class Inside:
     """A job that the model holds."""
@@ -39,6 +63,8 @@ class Inside:
     batch: Batch
     """Of this job alone; its `seconds` are the job's part of the steps so far."""
     joined_at: float
+    told: bytes = b""
+    """What was last told of it."""
 
 
 class Continuous:
@@ -54,6 +80,7 @@ class Continuous:
         device: Failing,
         executing: Executing,
         meter: Meter,
+        tell: Tell,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert isinstance(served.model, ContinuousModel)
@@ -65,6 +92,9 @@ class Continuous:
         self._device = device
         self._executing = executing
         self._meter = meter
+        self._tell = tell
+        self._told_at = -math.inf
+        self._teller = Teller() if type(self._model).partial is not ContinuousModel.partial else None
         self._clock = clock
         self._failures = FailureLog()
         self._inside: dict[int, Inside] = {}
@@ -97,6 +127,8 @@ class Continuous:
             while True:
                 self._round()
         finally:
+            if self._teller is not None:
+                self._teller.shutdown()
             self._model.close()
 
     def _round(self) -> None:
@@ -108,6 +140,7 @@ class Continuous:
         self._let_out_unwanted()
         if self._inside:
             self._step()
+            self._tell_of_progress()
 
     def _let_in(self) -> None:
         while self._again and self._has_room_for(self._again[0]):
@@ -213,6 +246,25 @@ class Continuous:
         self._unlearned = (jobs + 1, cost + batch.cost, seconds)
         self._meter.metrics.batch_cost.labels(self.served.name, "useful").inc(batch.cost)
         self._outputs.put(batch)
+
+    def _tell_of_progress(self) -> None:
+        """Now and then, and by another thread: the database may be slow."""
+        if self._teller is None or not self._teller.is_free or self._clock() - self._told_at < TELL_SECONDS:
+            return
+        self._told_at = self._clock()
+        news: dict[int, list[tuple[ClaimedJob, bytes]]] = {}
+        for one in self._inside.values():
+            partial = self._model.partial(one.batch.items[0])
+            body = b"" if partial is None else msgspec.json.encode(partial)
+            if body and body != one.told:
+                one.told = body
+                news.setdefault(one.batch.owner, []).append((one.batch.jobs[0], body))
+        for owner, notes in news.items():
+            self._teller.submit(self._note, notes, owner)
+
+    def _note(self, notes: Sequence[tuple[ClaimedJob, bytes]], owner: int) -> None:
+        with suppress(Unavailable):  # the next note says more
+            self._tell(notes, owner=owner)
 
     def _learn(self, seconds: float) -> None:
         jobs, cost, so_far = self._unlearned

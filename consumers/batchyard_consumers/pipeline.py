@@ -71,6 +71,7 @@ class Pipeline:
     ) -> None:
         self.owner = owner
         self._meter = meter
+        self._store = store
         self.executing = Executing(store, recorder)
         self.executing.registered(owner)
         self.versions: list[Served] = list({id(queue.served): queue.served for queue in queues}.values())
@@ -158,6 +159,7 @@ class Pipeline:
                 device=self.device,
                 executing=self.executing,
                 meter=self._meter,
+                tell=self._store.report_progress,
             )
             name = f"continuous-{served.name}"
             self._devices.append(name)

@@ -82,6 +82,7 @@ class Chores:
         self._finish_bulks()
         self._fold(is_active=is_active)
         self._retire()
+        self._forget_progress()
         self.database_answered()
 
     def _reap(self) -> None:
@@ -147,6 +148,10 @@ class Chores:
             self._due["fold"] = self._folded_at + self._timing.fold
         if folded and self._metrics is not None:
             self._metrics.folded_rows.inc(folded)
+
+    def _forget_progress(self) -> None:
+        if self._is_due("forget progress", every=self._timing.progress):
+            self._again_if(self._store.forget_progress(limit=STEP_JOBS) >= STEP_JOBS, "forget progress")
 
     def _retire(self) -> None:
         if not self._is_due("retire", every=self._timing.retire):

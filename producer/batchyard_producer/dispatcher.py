@@ -60,6 +60,8 @@ class Timing:
     """Between the steps of one round of retention."""
     payloads: float = 60.0
     """Between sweeps of the payloads that nobody needs."""
+    progress: float = 10.0
+    """Between sweeps of what was told of jobs that do not run any more."""
     webhooks: float = 1.0
     """Between looks for webhooks that are due, and for bulks that are finished."""
 

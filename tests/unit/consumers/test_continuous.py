@@ -174,6 +174,25 @@ def test_what_is_inside_at_the_end_is_finished() -> None:
         until(lambda: line.store.finished_among(ids))
 
 
+def test_pollers_see_what_is_there_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Telling(Counting):
+        def partial(self, item: Any) -> Any:
+            return {"steps": item["steps"]} if item["steps"] > 1 else None
+
+    monkeypatch.setattr("batchyard_consumers.continuous.TELL_SECONDS", 0.0)
+    with Line({"m": Telling()}) as line:
+        ids = line.submit("m", [{"steps": 9, "forever": True}, {"steps": 1, "forever": True}])
+
+        def told() -> list[bytes | None]:
+            return [view.partial_body for view in line.store.get_jobs(ids, tenant_id=1)]
+
+        until(lambda: told() == [b'{"steps":9}', None])
+        line.pipeline.cancel(frozenset(ids))
+        line.finish(ids)
+        assert told() == [None, None]
+        assert line.store.forget_progress(limit=10) == 1
+
+
 def test_status_tells_how_many_are_inside() -> None:
     with Line({"m": Counting(most_jobs=3)}) as line:
         ids = line.submit("m", [{"steps": 1, "forever": True} for _ in range(5)])
