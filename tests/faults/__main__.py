@@ -104,6 +104,7 @@ def _mutants(names: Sequence[str], seed: int) -> Iterator[tuple[str, Plan]]:
                 seed=seed,
                 jobs=MUTANT_JOBS,
                 faults=mutant.faults,
+                apis=1,
                 consumers=1,
                 mutant=name,
             ),
@@ -119,7 +120,6 @@ def _long(folder: Path) -> Iterator[Done]:
             seed=number,
             jobs=LONG_JOBS,
             faults=LONG_FAULTS,
-            rate=300.0,
             lease_seconds=DEFAULT_LEASE_SECONDS,
             recovery_seconds=90.0,
         )

@@ -33,6 +33,7 @@ class Plan:
     rate: float = 60.0
     """Jobs submitted per second, beside the rushes."""
     clients: int = 6
+    apis: int = 2
     consumers: int = 2
     lease_seconds: float = 3.0
     recovery_seconds: float = 30.0
@@ -61,7 +62,9 @@ def run(plan: Plan) -> History:
     history = History(setting=setting)
     with (
         _folder() as folder,
-        yard(folder, plan.combination, history=history, consumers=plan.consumers, mutant=plan.mutant) as made,
+        yard(
+            folder, plan.combination, history=history, apis=plan.apis, consumers=plan.consumers, mutant=plan.mutant
+        ) as made,
     ):
         keys = made.make_keys()
         load = Load(made.urls, keys=keys, history=history, seed=plan.seed, clients=plan.clients, rate=plan.rate)

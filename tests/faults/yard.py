@@ -169,9 +169,9 @@ class Yard:
 
 @contextmanager
 def yard(
-    folder: Path, combination: Combination, *, history: History, consumers: int = 2, mutant: str = ""
+    folder: Path, combination: Combination, *, history: History, apis: int, consumers: int, mutant: str
 ) -> Iterator[Yard]:
-    """Start everything, and wait until it serves. `mutant` names the change to the product's code, see `mutants`."""
+    """Start everything, and wait until it serves. `mutant` names the change to the product's code, if any."""
     with ExitStack() as stack:
         database = stack.enter_context(_DATABASES[combination.database](folder))
         broker = stack.enter_context(_BROKERS[combination.broker]())
@@ -181,10 +181,10 @@ def yard(
         migrate.upgrade(database.direct)
         triggers.install(database.direct)
         environment = mutated(variables(), mutant)
-        apis = [_api(number, folder, environment, history) for number in (1, 2)]
+        producers = [_api(number, folder, environment, history) for number in range(1, apis + 1)]
         workers = [_consumer(number, folder, environment, history) for number in range(1, consumers + 1)]
-        stack.enter_context(kept([*apis, *workers]))
-        made = Yard(folder, database=database, broker=broker, apis=apis, consumers=workers, history=history)
+        stack.enter_context(kept([*producers, *workers]))
+        made = Yard(folder, database=database, broker=broker, apis=producers, consumers=workers, history=history)
         await_ready(made)
         yield made
 
