@@ -22,7 +22,6 @@ class SharedStore(
     Fleet,
     Pools,
     Order,
-    Progress,
     Readers,
     Bulks,
     Editing,
