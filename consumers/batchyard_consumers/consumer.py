@@ -90,6 +90,7 @@ class Consumer:
         self._stopping = threading.Event()
         self._ending = threading.Lock()
         self._told_to_end = threading.Event()
+        self._ended = threading.Event()
         self._ends_at = 0.0
         """Not before, by the monotonic clock, unless it is told to end."""
         self._drain: Drain | None = None
@@ -122,7 +123,7 @@ class Consumer:
         )
         self.heartbeat.zone = zone
         self._pod = pod
-        self._metadata = metadata
+        self._watch = None if metadata is None else self._watch_over(metadata, zone=zone)
         self._is_at_risk = False
         self._watchdog = Watchdog(
             self.pipeline,
@@ -165,16 +166,8 @@ class Consumer:
         if self._pod is not None:
             mark = PodMark(self._pod, is_busy=lambda: self.pipeline.holding.jobs > 0, stopping=self._stopping)
             self.pipeline.spawn("pod-mark", mark.run)
-        if self._metadata is not None:
-            watch = Watch(
-                self._metadata,
-                zone=self.heartbeat.zone,
-                hears_notices=self.pool.capacity == "spot",
-                on_zone=lambda zone: setattr(self.heartbeat, "zone", zone),
-                on_notice=self.heed,
-                stopping=self._told_to_end,
-            )
-            threading.Thread(target=watch.run, name="batchyard-notices", daemon=True).start()
+        if self._watch is not None:
+            threading.Thread(target=self._watch.run, name="batchyard-notices", daemon=True).start()
 
     def stats(self) -> dict[str, Any]:
         """What the heartbeat and remote control tell."""
@@ -197,6 +190,9 @@ class Consumer:
                 self._drain.hurry()
                 return
             self._told_to_end.set()
+            if self._watch is not None:
+                # Whoever gives the signal may have heard of a notice first.
+                self._watch.look_soon()
             self._begin_drain(grace_seconds=self.pool.drain_seconds, reason=reason, code=code)
 
     def heed(self, notice: Notice) -> None:
@@ -246,6 +242,7 @@ class Consumer:
             log_event(log, "drain_failed", level=logging.ERROR, error=error)
         finally:
             self.pipeline.executing.close()
+            self._ended.set()
             # Whoever started this process would start the next one, on a machine that goes.
             self._told_to_end.wait(max(0.0, self._ends_at - time.monotonic()))
             self._on_end(code)
@@ -286,6 +283,16 @@ class Consumer:
             capacity=self.pool.capacity,
             queue_ids=[queue.queue_id for queue in self.queues],
             lease_ms=int(self.settings.queues.lease_seconds * 1000),
+        )
+
+    def _watch_over(self, metadata: Metadata, *, zone: str) -> Watch:
+        return Watch(
+            metadata,
+            zone=zone,
+            hears_notices=self.pool.capacity == "spot",
+            on_zone=lambda found: setattr(self.heartbeat, "zone", found),
+            on_notice=self.heed,
+            stopping=self._ended,
         )
 
     def _loaded(self, served: Served) -> None:

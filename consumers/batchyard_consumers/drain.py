@@ -68,18 +68,23 @@ class Drain:
         log_event(log, "drain_started", reason=reason, grace_seconds=grace, held=self._pipeline.holding.jobs)
         self._pipeline.stop_claiming()
         self._heartbeat.tell("draining")
-        if self._heartbeat.is_preempted:
-            # Before anything else: the machine may go sooner than it said, and no job is to be blamed for that.
-            self._try(self._heartbeat.report)
+        # Before anything else: the machine may go sooner than it said, and no job is to be blamed for that.
+        self._tell_preemption()
         self._hand_back(self._pipeline.take_unstarted(timeout=STAGE_SECONDS))
         self._hand_back_tickets()
         self._await_batches()
         self._hand_back(self._pipeline.take_pooled())
         written = self._pipeline.finish_writing(timeout=max(WRITE_SECONDS, self._left()))
         self._pipeline.hurry.set()
+        self._tell_preemption()
         self._heartbeat.stop()
         self._try(lambda: self._store.deregister(self._pipeline.owner))
         log_event(log, "drain_finished", seconds=round(self._clock() - started, 3), all_written=written)
+
+    def _tell_preemption(self) -> None:
+        """At the beginning and at the end: a notice may come after the signal that it has caused."""
+        if self._heartbeat.is_preempted:
+            self._try(self._heartbeat.report)
 
     def _await_batches(self) -> None:
         """Wait for the batches on the device that are likely to end in time; hand the jobs of others back at once."""

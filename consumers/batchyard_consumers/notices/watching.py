@@ -79,14 +79,20 @@ class Watch:
         self._on_zone = on_zone
         self._on_notice = on_notice
         self._stopping = stopping
+        self._wake = threading.Event()
         self._failures = 0
         self._is_warned = False
         self._is_over = False
 
     def run(self) -> None:
         """Until the machine is taken back, or nothing is left to learn."""
-        while not self.look() and not self._stopping.wait(self._pause_seconds()):
-            pass
+        while not self.look() and not self._stopping.is_set():
+            self._wake.wait(self._pause_seconds())
+            self._wake.clear()
+
+    def look_soon(self) -> None:
+        """Something has happened that a notice may be behind, or `stopping` is set. From any thread."""
+        self._wake.set()
 
     def look(self) -> bool:
         """Ask once. Returns whether nothing is left to learn; failures are logged at their beginning and their end."""

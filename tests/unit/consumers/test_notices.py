@@ -1,5 +1,6 @@
 """Notices of three clouds, from a stand-in that serves their documented paths over HTTP."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,11 +10,17 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from batchyard.settings import PoolSettings
+from batchyard.broker import Broker
+from batchyard.jobs import Lane, Submission
+from batchyard.settings import ModelSettings, PoolSettings, Settings
+from batchyard.testing import memory_store
+from batchyard_consumers.consumer import Consumer
 from batchyard_consumers.notices import clouds, watching
 from batchyard_consumers.notices.clouds import Aws, Azure, Gcp, Metadata, Notice, OddAnswer
 from batchyard_consumers.notices.watching import LONGEST_PAUSE_SECONDS, Watch, cloud_of_machine, metadata_of
 from tests.servers.metadata import MetadataService, metadata_service
+from tests.unit.consumers.line import until
+from tests.unit.consumers.test_pod import Source
 
 Cloud = Literal["aws", "gcp", "azure"]
 CLOUDS: tuple[Cloud, ...] = ("aws", "gcp", "azure")
@@ -191,8 +198,12 @@ def test_an_absent_service_is_asked_now_and_then(cloud: Cloud) -> None:
         pauses.append(heard.watch._pause_seconds())
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_PAUSE_SECONDS
+    running = threading.Thread(target=heard.watch.run)
+    running.start()
     heard.stopping.set()
-    heard.watch.run()
+    heard.watch.look_soon()
+    running.join(10)
+    assert not running.is_alive()
 
 
 def test_a_zone_that_cannot_be_had_keeps_no_notice_back(service: MetadataService) -> None:
@@ -215,6 +226,55 @@ def test_who_is_not_on_spot_asks_for_the_zone_alone(service: MetadataService) ->
     known = Heard(asked(service, "aws"), zone="known", hears_notices=False)
     known.watch.run()
     assert known.zones == []
+
+
+class Standing:
+    """A service that is asked rarely, and has a notice from some moment on."""
+
+    poll_seconds = 3600.0
+
+    def __init__(self) -> None:
+        self.notice: Notice | None = None
+        self.asked = threading.Event()
+
+    def zone(self) -> str:
+        return "z-1"
+
+    def look(self) -> Notice | None:
+        self.asked.set()
+        return self.notice
+
+
+def test_a_signal_that_comes_before_its_notice_is_known_for_what_it_is(tmp_path: Path) -> None:
+    model = ModelSettings(name="m", runtime="batchyard_consumers.samples:Moody")
+    pool = PoolSettings(name="p", models=("m",), device="cpu", capacity="spot", drain_seconds=60)
+    settings = Settings(state_dir=tmp_path, models=(model,), pools=(pool,))
+    store, metadata, ended = memory_store(), Standing(), threading.Event()
+    close, store.close = store.close, lambda: None  # type: ignore[method-assign]
+    consumer = Consumer(
+        settings,
+        pool,
+        store=store,
+        broker=Broker("memory://"),
+        source=Source(),
+        on_end=lambda code: ended.set(),
+        metadata=metadata,
+    )
+    consumer.start()
+    try:
+        [version] = store.models()
+        slow = json.dumps({"do": "sleep", "value": 1.0}).encode()
+        store.submit([Submission(tenant_id=1, queue_id=version.queue_ids[Lane.TOLERANT], inputs=[slow], costs=[1])])
+        until(lambda: bool(consumer.pipeline.running))
+        assert metadata.asked.wait(10)
+        metadata.notice = Notice(reason="taken back", in_seconds=30.0)
+    finally:
+        consumer.drain(reason="the node is emptied")
+        assert ended.wait(60)
+    (info,) = store.consumers()
+    assert (info.state, info.zone) == ("gone", "z-1")
+    assert info.preempted_at_ms is not None
+    close()
 
 
 FIRMWARE = {
