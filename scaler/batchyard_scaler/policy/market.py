@@ -39,15 +39,16 @@ class Want:
     """What it does first, on demand."""
     unmeetable_jobs: float = 0.0
     is_sharing: bool = False
-    """Works on what spot would do: it may be let go while it is busy."""
+    """On demand, and works on what spot would do: then being busy is no reason to stay."""
 
     @property
     def work_seconds(self) -> float:
         return sum(piece.work_seconds for piece in self.pieces)
 
     def capacity(self, *, with_new: bool = True) -> Replicas:
-        """Of what is there, and of what is asked for beyond that."""
+        """Of what is there, and of what is asked for beyond that where it is likely to come."""
         ready, starting = state_of(self.pool)
+        with_new = with_new and (self.pool.capacity == "on_demand" or can_count_on_starts(self.pool))
         new = max(0, self.replicas - ready - len(starting)) if with_new else 0
         ready = min(ready, self.pool.maximum)
         coming = [*starting, *[self.pool.cold_start_seconds] * new][: self.pool.maximum - ready]
@@ -77,6 +78,8 @@ def size(pools: Sequence[Pool], pieces: Sequence[Piece]) -> list[Want]:
     firm = [piece for piece in pieces if spot.isdisjoint(piece.servers)]
     movable = [piece for piece in pieces if not spot.isdisjoint(piece.servers)]
     on_demand = [pool for pool in pools if pool.capacity == "on_demand"]
+    for pool in on_demand:
+        wants[pool.name].is_sharing = any(pool.name in piece.servers for piece in movable)
     left = firm
     order = cheapest_first(on_demand, work_seconds=_total(firm))
     for index, pool in enumerate(order, 1):
@@ -102,7 +105,8 @@ def _size_on_demand(want: Want, pieces: Sequence[Piece], *, later: Set[str]) -> 
     if mine and not _is_held(want, mine):
         _fit(want, mine)
         left = _merged(left, rest_of(mine, want.capacity()))
-    want.replicas = max(want.replicas, want.pool.minimum)
+    if want.replicas < want.pool.minimum:
+        want.replicas, want.rule = want.pool.minimum, "minimum"
     return left
 
 
@@ -120,21 +124,21 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
     for pool in sorted((want.pool for want in wants.values()), key=lambda pool: (unit_price(pool), pool.name)):
         want = wants[pool.name]
         mine, left = _split(pieces, pool)
-        if not mine:
-            continue
         if pool.capacity == "on_demand":
             _fall_back(want, mine, _split(ahead, pool)[0])
             pieces = _merged(left, rest_of(mine, want.capacity()))
+            continue
+        if not mine:
             continue
         if _is_held(want, mine, reserve_seconds=reserve):
             pieces, ahead = left, _split(ahead, pool)[1]
             continue
         _fit(want, mine, is_eager=True)
         want.extra = min(over_provision(pool, mine, replicas=want.replicas), pool.maximum - want.replicas)
-        capacity = want.capacity(with_new=can_count_on_starts(pool))
+        capacity = want.capacity()
         want.replicas += want.extra
         # What no start on demand can save any more is left to spot, where there is any.
-        soonest = 0.0
+        soonest = -math.inf
         if pool.count("ready", "starting"):
             soonest = min((soonest_useful(other, mine) for other in on_demand), default=math.inf)
         pieces = _merged(left, rest_of(mine, capacity, kept_until_seconds=soonest))
@@ -161,14 +165,14 @@ def _fit(want: Want, pieces: Sequence[Piece], *, is_eager: bool = False) -> None
         want.ask(ready + len(starting) + need.replicas, rule=rule, due_seconds=need.due_seconds)
     else:
         enough = fewest(pieces, pool=pool)
-        replicas = max(min(enough.replicas, ready + len(starting)), busy_of(pool) + len(starting), 1)
+        working = 0 if want.is_sharing else busy_of(pool)
+        replicas = max(min(enough.replicas, ready + len(starting)), working + len(starting), 1)
         want.ask(replicas, rule=rule, due_seconds=enough.due_seconds)
 
 
 def _fall_back(want: Want, pieces: Sequence[Piece], ahead: Sequence[Piece]) -> None:
     """What spot can no longer make; let go when spot is well ahead."""
     pool, firm = want.pool, want.replicas
-    want.is_sharing = True
     ready, starting = state_of(pool)
     live = ready + len(starting)
     free_ready = max(0, ready - firm)
