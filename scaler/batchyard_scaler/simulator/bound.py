@@ -25,6 +25,10 @@ CLASSES = 6
 """Deadline spans that are told apart; more are merged into the next longer one."""
 
 
+class Unbounded(BatchyardError):
+    """No fleet within the limits of the pools meets every deadline of a trace."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bound:
     """The least that any fleet could have cost that finishes every job by its deadline."""
@@ -39,7 +43,7 @@ class Bound:
 def bound(trace: Trace, *, pools: Sequence[Pool], spot: Spot | None = None, step_seconds: float = 300.0) -> Bound:
     """Solve for a trace. Every pool is taken to serve all of its models; spot pools, tolerant work alone.
 
-    Raises BatchyardError where even all replicas together could not meet the deadlines.
+    Raises Unbounded where even all replicas together could not meet the deadlines.
     """
     classes = _classes(trace, step_seconds)
     steps = len(classes[0].arriving)
@@ -170,9 +174,7 @@ class _Program:
             method="highs",
         )
         if not found.success:
-            raise BatchyardError(
-                f"no fleet within the pools' limits meets every deadline of this trace: {found.message}"
-            )
+            raise Unbounded(f"No fleet within the pools' limits meets every deadline of this trace: {found.message}")
         return float(found.fun), found.x
 
     def _block(self, cost: Floats, *, least: Floats | None = None, most: Floats | None = None) -> int:

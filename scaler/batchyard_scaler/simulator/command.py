@@ -13,9 +13,8 @@ from rich.progress import Progress
 from batchyard.cli.invocation import Invocation
 from batchyard_scaler.simulator.comparing import Comparison, compare
 from batchyard_scaler.simulator.engine import Moment
-from batchyard_scaler.simulator.flags import assumptions_of, configured_pools, pools_of, trace_of
+from batchyard_scaler.simulator.flags import assumptions_of, configured_pools, pools_of, spot_of, trace_of
 from batchyard_scaler.simulator.peers import CONTENDERS, Contender, contender
-from batchyard_scaler.simulator.reading import read_spot
 from batchyard_scaler.simulator.report import as_json, markdown
 from batchyard_scaler.simulator.service import World
 
@@ -25,7 +24,7 @@ ABOVE_0 = click.FloatRange(min=0, min_open=True)
 
 def _contenders(context: click.Context, parameter: click.Parameter, names: Sequence[str]) -> list[Contender]:
     try:
-        return [contender(name) for name in names or DEFAULT_POLICIES]
+        return [contender(name) for name in dict.fromkeys(names or DEFAULT_POLICIES)]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -76,7 +75,7 @@ def _contenders(context: click.Context, parameter: click.Parameter, names: Seque
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write report.md, report.json, replicas.png and costs.png to this folder.",
+    help="Write report.md, report.json, costs.png and, without --apart, replicas.png to this folder.",
 )
 @click.pass_obj
 def simulate(
@@ -124,7 +123,7 @@ def simulate(
     if cold_start_p50 is not None and cold_start_p50 > cold_start:
         raise click.UsageError(f"--cold-start-p50 is {cold_start_p50:g}, above --cold-start, {cold_start:g}.")
     jobs = trace_of(trace, model=model, demand=demand, job_seconds=job_seconds, deadlines=deadlines or None, seed=seed)
-    spot = {zone.zone: zone for zone in map(read_spot, zones)}
+    spot = spot_of(zones)
     if configured:
         pools = configured_pools(invocation.settings().pools, jobs, cold_start=cold_start, swap=swap, zones=list(spot))
     else:

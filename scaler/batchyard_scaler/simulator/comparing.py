@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from batchyard_scaler.policy.records import Pool
-from batchyard_scaler.simulator.bound import bound
+from batchyard_scaler.simulator.bound import Unbounded, bound
 from batchyard_scaler.simulator.engine import Moment, replay, replay_apart
 from batchyard_scaler.simulator.measures import Measures, measure, pareto
 from batchyard_scaler.simulator.peers import OURS, Contender
@@ -24,7 +24,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     assumptions: Mapping[str, str]
     """What the figures rest on: prices, cold starts, deadlines, seed."""
     bound_cost: float | None
-    """What the cheapest fleet would have cost that knew everything beforehand; None: not asked for."""
+    """What the cheapest fleet would have cost that knew everything beforehand; None: not known."""
+    bound_note: str = ""
+    """Why it is not known, where it was asked for."""
     measures: Sequence[Measures]
 
     @property
@@ -88,13 +90,20 @@ def compare(
             if on_moments:
                 on_moments(name, done[0].moments)
         measured.append(measure(name, done, price_per_hour=price))
+    cost, note = None, ""
+    if with_bound:
+        try:
+            cost = bound(trace, pools=pools, spot=spot, step_seconds=step_seconds).cost
+        except Unbounded as unbounded:
+            note = unbounded.message
     return Comparison(
         trace=trace.name,
         jobs=len(trace),
         days=trace.seconds / 86_400,
         mean_demand=trace.mean_demand,
         assumptions=assumptions,
-        bound_cost=bound(trace, pools=pools, spot=spot, step_seconds=step_seconds).cost if with_bound else None,
+        bound_cost=cost,
+        bound_note=note,
         measures=measured,
     )
 

@@ -14,8 +14,8 @@ from batchyard.errors import InvalidRequest
 from batchyard.settings import PoolSettings
 from batchyard_scaler.policy.records import Pool, Zone
 from batchyard_scaler.simulator.generators import GENERATORS, from_rates
-from batchyard_scaler.simulator.reading import Rates, read_jobs
-from batchyard_scaler.simulator.trace import Trace
+from batchyard_scaler.simulator.reading import Rates, read_jobs, read_spot
+from batchyard_scaler.simulator.trace import Spot, Trace
 
 # --- what is replayed -------------------------------------------------------------------------------------------------
 
@@ -52,9 +52,17 @@ def trace_of(
     if np.isinf(read.due_at).all():
         drawn = np.random.default_rng(seed).choice(np.asarray(given), len(read))
         read = replace(read, due_at=read.arrive_at + drawn)
-    if read.work_seconds.min() == read.work_seconds.max() == 1.0:
-        read = replace(read, work_seconds=read.work_seconds * (job_seconds or 30.0))
+    if np.isnan(read.work_seconds).all():
+        read = replace(read, work_seconds=np.full(len(read), job_seconds or 30.0))
     return _scaled(read, demand)
+
+
+def spot_of(paths: Sequence[Path]) -> Spot:
+    """A zone a file, by the file's name."""
+    spot = {zone.zone: zone for zone in map(read_spot, paths)}
+    if len(spot) < len(paths):
+        raise click.UsageError("Files of --spot are zones by their names, and two of them have the same name.")
+    return spot
 
 
 def _scaled(trace: Trace, demand: float | None) -> Trace:

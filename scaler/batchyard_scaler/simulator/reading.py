@@ -47,7 +47,7 @@ class Rates:
 
 
 def read_jobs(path: Path) -> Trace | Rates:
-    """Jobs or rates. Of requests at dates and times only the arrivals are known: their work is 1 s, without deadline.
+    """Jobs or rates. Of requests at dates and times only the arrivals are known: their work is `nan`, without deadline.
 
     Raises InvalidTrace with all that is wrong.
     """
@@ -154,7 +154,7 @@ def _read_requests(path: Path, rows: Iterator[Row]) -> Trace:
     return Trace(
         name=path.name.split(".")[0],
         arrive_at=arrive_at,
-        work_seconds=np.ones(count),
+        work_seconds=np.full(count, math.nan),
         due_at=np.full(count, math.inf),
         model=np.zeros(count, dtype=np.int64),
         is_tolerant=np.ones(count, dtype=bool),

@@ -38,6 +38,8 @@ def markdown(comparison: Comparison) -> str:
     if comparison.bound_cost is not None:
         unit = comparison.measures[0].cost_unit if comparison.measures else "$"
         lines += [f"Clairvoyant bound: {_cost(comparison.bound_cost, unit)}.", ""]
+    if comparison.bound_note:
+        lines += [comparison.bound_note, ""]
     lines += [_row(HEADINGS), _row(["---"] * len(HEADINGS))]
     lines += [_row(_cells(comparison, found)) for found in comparison.measures]
     return "\n".join(lines) + "\n"

@@ -7,9 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from batchyard.errors import BatchyardError
 from batchyard_scaler.policy.records import Pool
-from batchyard_scaler.simulator.bound import bound
+from batchyard_scaler.simulator.bound import Unbounded, bound
 from tests.unit.scaler.simulator.hand import pool_of, spot_of, trace_of
 
 STEP = 100.0
@@ -74,7 +73,7 @@ def test_no_class_gives_back_what_it_was_served() -> None:
 
 def test_deadlines_beyond_all_limits_are_said_to_be() -> None:
     trace = trace_of([(0, 100 * 50, 99)], seconds=200)
-    with pytest.raises(BatchyardError, match="no fleet within the pools' limits"):
+    with pytest.raises(Unbounded, match="No fleet within the pools' limits"):
         bound(trace, pools=[pool_of()], step_seconds=STEP)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from batchyard.errors import InvalidTrace
@@ -86,6 +87,7 @@ def test_requests_at_dates_and_times(tmp_path: Path) -> None:
     trace = read_jobs(good)
     assert isinstance(trace, Trace)
     assert trace.arrive_at.tolist() == pytest.approx([0, 2])
+    assert np.isnan(trace.work_seconds).all()
     bad = write(tmp_path, head + "2023-11-16 18:17:03,1,1\n2023-11-16 18:17:02,1,1\nyesterday,1,1\n")
     assert faults(bad) == [
         "line 3: the time is 2023-11-16 18:17:02; expected the line before's or later: rows ascend by time",

@@ -85,7 +85,12 @@ def test_the_pools_of_the_configuration(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for zone in ("zone.csv", "other/zone.csv"):
+        (tmp_path / zone).write_text("0,9\n")
     assert "neither a file nor one of diurnal, bursts, bulk, sparse" in simulate("absent.csv").output
+    assert "two of them have the same name" in simulate("bulk", "--spot", "zone.csv", "--spot", "other/zone.csv").output
+    assert "goes without --spot" in simulate("jobs.csv", "--apart", "--spot", "zone.csv").output
     assert "there are batchyard, fixed:N" in simulate("bulk", "--policy", "x:1").output
     (tmp_path / "bad.csv").write_text("arrive_seconds,work_seconds\n1,-1\n")
     assert _error(simulate("bad.csv"), InvalidTrace).startswith("bad.csv is no trace that can be replayed:\n  - line 2")
@@ -96,6 +101,20 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 def _error(done: Result, kind: type[BatchyardError]) -> str:
     assert isinstance(done.exception, kind)
     return done.exception.message
+
+
+def test_of_requests_the_work_and_the_deadlines_are_flags(tmp_path: Path) -> None:
+    rows = "".join(f"2023-11-16 18:{minute:02d}:00,1,1\n" for minute in range(30))
+    (tmp_path / "requests.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    shown = simulate("requests.csv", "--job-seconds", "45", "--deadline", "600", "--policy", "fixed:2").stdout
+    assert "mean work of a job 45.0 s; deadlines 600 s" in shown
+
+
+def test_deadlines_that_no_fleet_meets_leave_the_bound_out(tmp_path: Path) -> None:
+    (tmp_path / "tight.csv").write_text("arrive_seconds,work_seconds,deadline_seconds\n0,900,10\n0,900,10\n0,900,10\n")
+    done = simulate("tight.csv", "--policy", "fixed:1", "--max", "1")
+    assert "No fleet within the pools' limits meets every deadline" in done.stdout
+    assert "| fixed at 1 |" in done.stdout
 
 
 def test_ctrl_c_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
