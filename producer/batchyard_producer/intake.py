@@ -237,7 +237,7 @@ def read_seconds(text: str, *, what: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not seconds >= 0:
+    if not 0 <= seconds < math.inf:
         raise InvalidRequest(f"{what} is {text[:40]!r}; it must be a number of seconds, 0 or more")
     return min(seconds, MAX_WAIT_SECONDS)
 

@@ -27,6 +27,8 @@ READ_IDS = 2_000
 READERS = 2
 """Reads of jobs under way at a time; what is asked for meanwhile gathers for the next one."""
 MAX_WATCHED_IDS = 500_000
+MAX_CALLERS = 20_000
+"""Long polls at a time, each of which holds a connection and some 20 KB."""
 LONGEST_GAP_SECONDS = 0.25
 SHORTEST_GAP_SECONDS = 0.005
 CALM_GAP_SECONDS = 0.04
@@ -130,6 +132,7 @@ class Waiting:
         reads: SharedReads,
         pool: ThreadPoolExecutor,
         max_ids: int = MAX_WATCHED_IDS,
+        max_callers: int = MAX_CALLERS,
         shows_late: bool = True,
     ) -> None:
         """`shows_late`: what a hint tells of may show a moment later in a bulk's results, see `Pace`."""
@@ -137,6 +140,8 @@ class Waiting:
         self._reads = reads
         self._pool = pool
         self._max_ids = max_ids
+        self._max_callers = max_callers
+        self._callers = 0
         self.first_gap_seconds = SHORTEST_GAP_SECONDS if shows_late else CALM_GAP_SECONDS
         """Until a stream that was told nothing looks again."""
         self._watched: dict[int, list[_Waiter]] = {}
@@ -235,7 +240,10 @@ class Waiting:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
+        if self._callers >= self._max_callers:
+            raise QueueFull(f"{self._callers} callers wait already: poll again", retry_after_seconds=1)
         waiter = self._register(ids, until)
+        self._callers += 1
         pending = ids
         views: Views = {}
         try:
@@ -252,6 +260,7 @@ class Waiting:
                 self._forget(ids, waiter)
                 waiter = self._register(pending, until)
         finally:
+            self._callers -= 1
             self._forget(ids, waiter)
 
     async def _sleep(self, waiter: _Waiter, seconds: float) -> None:

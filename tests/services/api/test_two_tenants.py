@@ -17,6 +17,9 @@ from batchyard_producer.calls import Call
 from tests.services.api.test_tenants import BODIES, NOWHERE, Owner, furnished, key_of, path_of, send
 from tests.services.api.yard import Yard
 
+# The server runs in this process and draws numbers of its own meanwhile.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
 TENANTS = ("first", "second")
 SECRETS = {name: f"s3cr3t-of-{name}" for name in TENANTS}
 """Stands in everything that a tenant sends: inputs, params, labels, names, content types."""
@@ -56,7 +59,7 @@ class Two:
         self.owners: dict[str, Owner] = {}
         for name in TENANTS:
             tenant = yard.store.create_tenant(SECRETS[name])
-            key = key_of(yard, SECRETS[name], "jobs", "metrics", "scale")
+            key = key_of(yard, SECRETS[name], "jobs", "metrics", "scale", "webhooks")
             self.owners[name] = furnished(yard, Owner(SECRETS[name], tenant.id, key, SECRETS[name]))
 
     def named(self, thing: Any) -> Any:

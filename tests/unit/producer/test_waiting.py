@@ -175,6 +175,20 @@ async def test_the_number_of_waiters_is_bounded() -> None:
 
 
 @pytest.mark.usefixtures("no_sweep")
+async def test_beyond_so_many_callers_nobody_more_may_wait() -> None:
+    async with running(Store(1, 2), max_callers=2) as waiting:
+        waiters = [asyncio.ensure_future(waiting.jobs([1], tenant_id=1, seconds=50)) for _ in range(2)]
+        await until_waiting(waiting, 2)
+        with pytest.raises(QueueFull, match="2 callers wait already"):
+            await waiting.jobs([2], tenant_id=1, seconds=50)
+        waiters[0].cancel()
+        await asyncio.gather(waiters[0], return_exceptions=True)
+        assert await waiting.jobs([2], tenant_id=1, seconds=0.01)
+        waiters[1].cancel()
+        await asyncio.gather(waiters[1], return_exceptions=True)
+
+
+@pytest.mark.usefixtures("no_sweep")
 async def test_draining_answers_everybody_now() -> None:
     async with running(Store(1)) as waiting:
         waiter = asyncio.ensure_future(waiting.jobs([1], tenant_id=1, seconds=50))
