@@ -38,7 +38,6 @@ class Arrivals:
         """Of each hour of the day: days seen; mean jobs, mean cost, and variance of the cost."""
         self._slack: list[float] = list(known.get("slack", ())) or [0.0] * (SLACK_BINS + 1)
         self._hour: int | None = None
-        self._total: tuple[int, int] | None = None
         self._at_start = (0, 0)
         self._is_whole = False
         """The present hour was watched from its beginning."""
@@ -52,18 +51,17 @@ class Arrivals:
     def see(self, total: tuple[int, int], buckets: Mapping[int, Sequence[int]], *, now_ms: int) -> bool:
         """Take in the jobs and cost that ever came, and what waits by deadline bucket; whether an hour was learned."""
         self._see_slack(buckets, now_ms=now_ms)
-        hour, learned = now_ms // HOUR_MS, False
-        if self._hour != hour:
-            # A queue that was unknown until now was empty; a scaler that starts does not know the hour's beginning.
-            if self._is_whole and self._hour is not None and self._total is not None:
-                self._learn(
-                    self._hour % DAY_HOURS, jobs=total[0] - self._at_start[0], cost=total[1] - self._at_start[1]
-                )
-                learned = True
-            self._is_whole = self._hour is not None and hour == self._hour + 1
-            self._hour, self._at_start = hour, total
-        self._total = total
-        return learned
+        hour = now_ms // HOUR_MS
+        if hour == self._hour:
+            return False
+        is_learned = self._is_whole
+        if self._hour is not None and is_learned:
+            jobs, cost = (now - then for now, then in zip(total, self._at_start, strict=True))
+            self._learn(self._hour % DAY_HOURS, jobs=jobs, cost=cost)
+        # A scaler that has just started, or was away, does not know how the hour began.
+        self._is_whole = self._hour is not None and hour == self._hour + 1
+        self._hour, self._at_start = hour, total
+        return is_learned
 
     def _learn(self, hour: int, *, jobs: int, cost: int) -> None:
         jobs, cost = max(0, jobs), max(0, cost)  # jobs that moved to another queue are no arrivals of the past
