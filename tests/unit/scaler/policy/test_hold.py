@@ -1,5 +1,7 @@
 """The first start waits for the latest safe moment."""
 
+from typing import Any
+
 import pytest
 
 from tests.unit.scaler.policy.fleets import COLD, NO_DEADLINE, decided, demand, due, pool
@@ -36,7 +38,7 @@ def test_a_swap_pool_leaves_time_for_swaps_in_between() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"is_interactive": True}, {"is_prior": True}])
-def test_no_one_waits_who_need_not(changed: dict[str, bool]) -> None:
+def test_no_one_waits_who_need_not(changed: dict[str, Any]) -> None:
     assert decided(pool(), demand(due(3_600, 30, jobs=1), **changed)).replicas == 1
 
 
