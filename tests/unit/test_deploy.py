@@ -52,7 +52,7 @@ def test_the_images_are_built_from_the_whole_distribution() -> None:
 
 
 def test_the_fleet_of_the_readme_is_rendered(tmp_path: Path) -> None:
-    text = example("toml", having="[pools.spot]") + example("toml", having="[kubernetes]")
+    text = example("toml", having="[database]") + example("toml", having="[kubernetes]")
     objects = by_name(rendered(tmp_path, text))
     gpu = container_of(objects["Deployment", "batchyard-worker-gpu"])
     assert {mount["mountPath"] for mount in gpu["volumeMounts"]} >= {"/shared", "/models"}
