@@ -87,7 +87,8 @@ def installed_faults(pins: dict[str, str]) -> list[str]:
 def licence_of(package: metadata.Distribution) -> str:
     about = package.metadata
     classified = [line for line in about.get_all("Classifier") or () if line.startswith("License ::")]
-    return " ".join([about.get("License-Expression") or "", *classified, (about.get("License") or "")[:200]]).strip()
+    free = [(about.get_all(name) or [""])[0][:200] for name in ("License-Expression", "License")]
+    return " ".join([*free, *classified]).strip()
 
 
 def advisories(report: str) -> tuple[list[str], int, int]:

@@ -98,7 +98,7 @@ def test_a_rate_gives_a_second_at_once_and_then_says_exactly_when() -> None:
         slow.take_request(2)
     with pytest.raises(RateLimited, match="requests_per_second is 4 at each API process") as refused:
         slow.take_request(2)
-    wait = refused.value.retry_after_seconds
+    wait = float(refused.value.details["retry_after_seconds"])
     assert wait == pytest.approx(0.25)
     clock.now += wait * 0.99
     with pytest.raises(RateLimited):

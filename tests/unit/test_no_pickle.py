@@ -35,7 +35,7 @@ def faults(source: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
-def _is_safe(called: str, given: dict[str, str]) -> bool:
+def _is_safe(called: str, given: dict[str | None, str]) -> bool:
     """Of transformers' classes only models have weights."""
     return given.get("use_safetensors") == "True" or any(
         part in called for part in ("Processor", "Config", "Extractor")

@@ -28,6 +28,10 @@ def submit(yard: Yard, key: dict[str, str], count: int = 1, *, size: int = 1) ->
     return yard.client.post("/v1/models/echo/jobs", json={"inputs": ["x" * size] * count}, headers=key)
 
 
+def upload(yard: Yard, key: dict[str, str], *, size: int) -> httpx.Response:
+    return yard.client.post("/v1/payloads", content=b"x" * size, headers={**key, "content-type": "text/plain"})
+
+
 def refusal(answer: httpx.Response, *, code: str, name: str) -> int:
     """The seconds to wait, after the rest of the refusal was checked."""
     document = answer.json()
@@ -58,12 +62,11 @@ def test_bytes_that_are_kept_are_limited(yard: Yard, acme: dict[str, str]) -> No
     limit(yard, stored_bytes=5000)
     assert submit(yard, acme, size=3000).status_code == 202
     refusal(submit(yard, acme, size=3000), code="over_quota", name="stored_bytes")
-    upload = {"content": b"x" * 3000, "headers": {**acme, "content-type": "text/plain"}}
-    refusal(yard.client.post("/v1/payloads", **upload), code="over_quota", name="stored_bytes")
+    refusal(upload(yard, acme, size=3000), code="over_quota", name="stored_bytes")
     listed = yard.client.get("/v1/jobs", headers=acme).json()["jobs"]
     assert yard.client.post(f"/v1/jobs/{listed[0]['id']}/cancel", headers=acme).status_code == 200
     assert yard.client.delete(f"/v1/jobs/{listed[0]['id']}", headers=acme).status_code == 204
-    until(lambda: yard.client.post("/v1/payloads", **upload).status_code, lambda status: status == 201)
+    until(lambda: upload(yard, acme, size=3000).status_code, lambda status: status == 201)
 
 
 def test_a_rate_says_exactly_when_to_come_back(yard: Yard, acme: dict[str, str]) -> None:

@@ -54,14 +54,14 @@ class Inspector:
         """By call and status."""
         self.faults: dict[tuple[str, str], str] = {}
 
-    def look(self, case: Case, response: Response) -> None:
+    def look(self, case: Case[Any], response: Response) -> None:
         label = case.operation.label
         self.seen[label, response.status_code] += 1
         for check in CHECKS.get_all():
             if is_excepted(check.__name__, case, response):
                 continue
             try:
-                case.validate_response(response, checks=[check])
+                case.validate_response(response, checks=[check])  # type: ignore[list-item]
             except (Failure, FailureGroup) as fault:  # told at the end, with all others
                 shown = (
                     f"{case.as_curl_command()[:600]}\n  {response.status_code} {response.text[:300]}\n  {fault!s:.400}"
@@ -119,7 +119,7 @@ def schema_of(yard: Yard) -> Any:
     return schema
 
 
-def is_excepted(check: str, case: Case, response: Response) -> bool:
+def is_excepted(check: str, case: Case[Any], response: Response) -> bool:
     if check == "positive_data_acceptance" and response.status_code in {410, 413, 422}:
         document = response.json()
         return document["code"] in BEYOND_SCHEMAS or document.get("pointer") in BEYOND_MEMBERS or is_webhooks(case)
@@ -129,7 +129,7 @@ def is_excepted(check: str, case: Case, response: Response) -> bool:
     )
 
 
-def is_webhooks(case: Case) -> bool:
+def is_webhooks(case: Case[Any]) -> bool:
     """Where they may lead, and which of them to replay, no schema says."""
     return "/v1/webhook" in case.operation.label
 
@@ -150,10 +150,10 @@ def test_calls_in_sequence_keep_to_the_document(yard: Yard) -> None:
     linked = inspector.schema.include(tag=["jobs", "bulks"])
 
     class Calls(linked.as_state_machine()):  # type: ignore[misc]
-        def before_call(self, case: Case) -> None:
+        def before_call(self, case: Case[Any]) -> None:
             case.body = whole(case.body)
 
-        def validate_response(self, response: Response, case: Case, *_: Any, **__: Any) -> None:
+        def validate_response(self, response: Response, case: Case[Any], *_: Any, **__: Any) -> None:
             inspector.look(case, response)
             inspector.work(response)
 
@@ -183,7 +183,7 @@ def test_each_call_alone_keeps_to_the_document(yard: Yard, mode: GenerationMode)
         @hypothesis.settings(SETTINGS, max_examples=2)
         @hypothesis.seed(0)
         @given(case=operation.as_strategy(generation_mode=mode))
-        def call(case: Case) -> None:
+        def call(case: Case[Any]) -> None:
             case.body = whole(case.body)
             inspector.look(case, case.call())
 

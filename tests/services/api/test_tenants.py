@@ -273,8 +273,8 @@ def test_foreign_ids_in_bodies_and_queries_are_nowhere_too(yard: Yard, owner: Ow
             assert listed.json()[path.rpartition("/")[2]] == []
     for name, foreign in (("webhook_id", owner.webhook), ("job_id", owner.jobs["failed"]), ("bulk_id", owner.bulk)):
         assert get("/v1/webhook-deliveries", params={name: foreign}, headers=stranger).json() == {"deliveries": []}
-    for named in ({"webhook_id": owner.webhook}, {"ended_from": "2020-01-01T00:00:00Z"}):
-        assert post("/v1/webhook-deliveries/replay", json=named, headers=stranger).json() == {"count": 0}
+    for which in ({"webhook_id": owner.webhook}, {"ended_from": "2020-01-01T00:00:00Z"}):
+        assert post("/v1/webhook-deliveries/replay", json=which, headers=stranger).json() == {"count": 0}
     for where in ({"label": owner.mark}, {"error": owner.mark}, {}):
         found = post("/v1/jobs/redrive", json={"where": where, "dry_run": True}, headers=stranger)
         assert found.json()["jobs"] == []
