@@ -22,7 +22,7 @@ models = ["harmful"]
 drain_seconds = 5
 """
 REPOSITORY = Path(__file__).parents[3]
-WITH_TESTS = {"PYTHONPATH": str(REPOSITORY)}
+WITH_TESTS = {"PYTHONPATH": os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))}
 
 
 @pytest.fixture
