@@ -129,6 +129,8 @@ class _Server:
             try:
                 runner.run(self._serve())
             except (OSError, RuntimeError) as error:
+                if self._started.is_set():
+                    raise
                 self._fault = error
             finally:
                 self._started.set()
