@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from batchyard.configuration import redacted
+from batchyard.configuration.sources import SECTIONS
 from batchyard.jobs import Lane
 from batchyard.settings import ScheduleSettings, Settings, StorageSettings
 from batchyard_scaler.render.hardware import drain_seconds
 from batchyard_scaler.render.presets import PRESETS
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_ELSEWHERE = {"database", "broker", "kubernetes"}
+"""Sections that a pod has from the Secret, or has no use for."""
 _LEFT_OUT = {"name", "version", "hardware"}
 """Of models and pools: told by the section's name, or of no use within a pod."""
 
@@ -28,11 +31,7 @@ def configuration_text(settings: Settings) -> str:
     """
     inside = _inside(settings)
     sections = [
-        *_section("server", inside.server),
-        *_section("queues", inside.queues),
-        *_section("retention", inside.retention),
-        *_section("storage", inside.storage),
-        *_section("budget", inside.budget),
+        *(line for name in SECTIONS if name not in _ELSEWHERE for line in _section(name, getattr(inside, name))),
         *(line for model in inside.models for line in _section(f"models.{_text(model.qualified)}", model)),
         *(line for pool in inside.pools for line in _section(f"pools.{_text(pool.name)}", pool)),
     ]
