@@ -22,7 +22,7 @@ from batchyard.store.sqlite import claims
 from tests.faults.simulation.consumer import LEASE_SECONDS
 from tests.faults.simulation.machine import Simulation
 
-EXAMPLES = 100
+EXAMPLES = 60
 STEPS = 50
 ASKED_FOR = os.environ.get("SIMULATION_EXAMPLES")
 
@@ -37,7 +37,7 @@ LIVES = settings(
 )
 
 
-@pytest.mark.timeout(0 if ASKED_FOR else 300)
+@pytest.mark.timeout(0 if ASKED_FOR else 600)
 def test_nothing_is_lost_and_nothing_done_twice() -> None:
     run_state_machine_as_test(Simulation, settings=LIVES)
 
@@ -234,6 +234,7 @@ def test_a_mutant_is_found(mutate: Callable[[pytest.MonkeyPatch], None], monkeyp
         SHOWN_BY[mutate]()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutate", [skip_the_sweep, drop_the_state])
 def test_random_lives_find_a_mutant(
     mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,7 @@ SETTINGS = Settings(
     state_dir=Path("nowhere"), queues=QueueSettings(lease_seconds=LEASE_SECONDS, window_seconds=0.5, max_failures=3)
 )
 LATE_WRITES = 12
-HEALED_SECONDS = 180.0
+HEALED_SECONDS = 120.0
 """What remains ends within this after the last fault: leases, back-offs and re-ticketing, several times over."""
 
 MISMATCHED = """

@@ -46,7 +46,7 @@ def place(hasty_rabbitmq: Server, tmp_path: Path) -> Iterator[Yard]:
         yield made
 
 
-def test_a_consumer_whose_tickets_are_timed_out_goes_on(place: Yard) -> None:
+def test_a_consumer_whose_tickets_are_timed_out_goes_on(place: Yard, hasty_rabbitmq: Server) -> None:
     """Its hands are full for longer than the broker waits for an acknowledgement."""
     worker = place.start()
     place.ready()
@@ -55,6 +55,8 @@ def test_a_consumer_whose_tickets_are_timed_out_goes_on(place: Yard) -> None:
     for job_id in slow:
         place.ticket(queue_id, [job_id])
     assert {view.state for view in place.finish(slow)} == {State.SUCCEEDED}
+    logs = [path.read_text() for path in hasty_rabbitmq.directory.rglob("*.log")]
+    assert any("waiting for delivery acknowledgement" in text for text in logs), "the broker had to lose its patience"
     quick = place.submit("moody@1", [{"do": "echo", "value": n} for n in range(100)])
     place.finish(quick)
     name = place.broker_name(queue_id)

@@ -5,12 +5,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from batchyard.errors import Gone, NotFound
-from batchyard.jobs import State
+from batchyard.jobs import ClaimedJob, State
 from batchyard.store import migrate
 from batchyard.store.base import JobStore
 from batchyard.store.open import open_store
@@ -61,22 +62,22 @@ def test_cancel_raced_with_complete_ten_thousand_times(
     rng = random.Random(7)
     answered: dict[int, State] = {}
     asked: set[int] = set()
+
+    def complete(jobs: Sequence[ClaimedJob]) -> None:
+        for start in range(0, len(jobs), 5):
+            yard.finish([succeeded(job) for job in jobs[start : start + 5]])
+
+    def cancel(jobs: Sequence[ClaimedJob]) -> None:
+        for job in jobs:
+            view = canceller.cancel(job.id, tenant_id=TENANT)
+            answered[job.id] = view.state
+            if view.cancel_requested:
+                asked.add(job.id)
+
     for _ in range(RACES[request.node.callspec.params["open_one"]] // PIECE):
         jobs = yard.claim(yard.submit(PIECE))
         order = rng.sample(jobs, len(jobs))
-
-        def cancel(ids: Sequence[int]) -> None:
-            for job_id in ids:
-                view = canceller.cancel(job_id, tenant_id=TENANT)
-                answered[job_id] = view.state
-                if view.cancel_requested:
-                    asked.add(job_id)
-
-        together(
-            lambda jobs=jobs: [yard.finish([succeeded(job) for job in jobs[n : n + 5]]) for n in range(0, PIECE, 5)],
-            lambda ids=[job.id for job in order[::2]]: cancel(ids),
-            lambda ids=[job.id for job in order[1::2]]: cancel(ids),
-        )
+        together(partial(complete, jobs), partial(cancel, order[::2]), partial(cancel, order[1::2]))
     ended = {view.id: view.state for view in yard.store.get_jobs(list(answered), tenant_id=TENANT)}
     counts = Counter(ended.values())
     assert set(counts) == {State.SUCCEEDED, State.CANCELLED}, counts

@@ -77,7 +77,7 @@ class SavedPostgres(Saved):
 
     @property
     def _name(self) -> str:
-        return psycopg.conninfo.conninfo_to_dict(self._address)["dbname"]
+        return str(psycopg.conninfo.conninfo_to_dict(self._address)["dbname"])
 
     @property
     def _address(self) -> str:
