@@ -126,8 +126,12 @@ def _long(folder: Path) -> Iterator[Done]:
         told = folder / name / "findings.json"
         if told.exists():
             yield Done(name, plan, msgspec.json.decode(told.read_bytes(), type=Findings), "")
-        else:
-            yield _carry_out(name, plan, folder)
+            continue
+        done = _carry_out(name, plan, folder)
+        if done.found is not None and not done.found.rules:
+            # Nobody will ask for it, and forty would fill a disk.
+            (folder / name / "history.jsonl").unlink()
+        yield done
 
 
 # --- runs ---

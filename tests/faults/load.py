@@ -1,4 +1,4 @@
-"""Clients who submit, poll, cancel, redrive and look where they may not, and write down what became of each call."""
+"""Clients who submit, poll, cancel, amend, redrive and look where they may not, and write down what became of it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import httpx
-
-from batchyard.jobs import ID_STRIDE, format_id, parse_id
-from batchyard.schemas import MAX_LOOKUP_IDS
-from tests.faults.history import Call, History, Seen
-from tests.faults.members import now_ms
+from batchyard.jobs import format_id
+from tests.faults.calling import ANSWER_SECONDS, Answer, Caller, ids_in, note_poll, number_of, seen_in
+from tests.faults.history import History
 
 MODEL = "keyed"
-ANSWER_SECONDS = 10.0
 TRIES = 8
 TRY_AGAIN_SECONDS = 0.3
 PAUSE_SECONDS = 0.03
@@ -39,53 +35,6 @@ class Fed(NamedTuple):
     tenant: str
     tokens: Sequence[str]
     ids: Sequence[int]
-
-
-class Answer(NamedTuple):
-    outcome: str
-    status: int
-    body: Any
-    began_ms: int
-    ended_ms: int
-
-    def call(self, did: str, *, tenant: str, **more: Any) -> Call:
-        return Call(
-            did=did,  # type: ignore[arg-type]
-            tenant=tenant,
-            began_ms=self.began_ms,
-            ended_ms=self.ended_ms,
-            outcome=self.outcome,  # type: ignore[arg-type]
-            status=self.status,
-            **more,
-        )
-
-
-class Caller:
-    """Calls any of the APIs as one tenant. Not thread-safe."""
-
-    def __init__(self, urls: Sequence[str], *, tenant: str, key: str, rng: random.Random) -> None:
-        self.tenant = tenant
-        self._rng = rng
-        headers = {"Authorization": f"Bearer {key}"}
-        self._clients = [httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS) for url in urls]
-
-    def call(self, method: str, path: str, body: Any = None, *, key: str = "") -> Answer:
-        """One request to one of them; fail: it was surely not carried out, unknown: nobody can tell."""
-        began = now_ms()
-        headers = {"Idempotency-Key": key} if key else {}
-        try:
-            answer = self._rng.choice(self._clients).request(method, path, json=body, headers=headers)
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            return Answer("fail", 0, None, began, now_ms())
-        except httpx.TransportError:
-            return Answer("unknown", 0, None, began, now_ms())
-        outcome = "ok" if answer.is_success else "fail" if answer.is_client_error else "unknown"
-        is_json = answer.headers.get("content-type", "").startswith("application/json")
-        return Answer(outcome, answer.status_code, answer.json() if is_json else answer.text, began, now_ms())
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
 
 
 class Load:
@@ -138,7 +87,7 @@ class Load:
         try:
             while not self.stopped.is_set():
                 if time.monotonic() < self._rush_until:
-                    client.submit_one()
+                    client.hurry()
                     continue
                 if time.monotonic() >= client.submits_at:
                     client.submits_at = time.monotonic() + client.submit() / self._rate
@@ -178,14 +127,18 @@ class _Client:
 
     def submit(self) -> int:
         """Submit in one way or another; returns how many jobs."""
-        return self._rng.choices([self.submit_one, self._submit_many, self._feed_bulk], [60, 30, 10])[0]()
+        return self._rng.choices([self._submit_one, self._submit_many, self._feed_bulk], [60, 30, 10])[0]()
+
+    def hurry(self) -> None:
+        """Submit something small."""
+        self._rng.choices([self._submit_one, self._submit_many], [97, 3])[0]()
 
     def look_after(self) -> None:
         """Do something about jobs that exist."""
         [(deed, _)] = self._rng.choices(self._deeds, [weight for _, weight in self._deeds])
         deed()
 
-    def submit_one(self) -> int:
+    def _submit_one(self) -> int:
         return self._submit(self._tokens(1))
 
     def _submit_many(self) -> int:
@@ -205,6 +158,7 @@ class _Client:
 
     def _feed_bulk(self) -> int:
         size, chunks = self._rng.randint(5, 50), self._rng.randint(1, 4)
+        self._count += 1
         bulk = self._insist(
             "POST", "/v1/bulks", {"model": MODEL, "chunk_size": size}, key=f"{self._name}-b{self._count}"
         )
@@ -261,13 +215,13 @@ class _Client:
             # Mostly one that may still be running.
             job = self._rng.choice(mine[-200:]).id
             answer = self._caller.call("POST", f"/v1/jobs/{format_id(job)}/cancel")
-            self._note(answer, "cancel", ids=(job,), seen=_seen([answer.body]) if answer.outcome == "ok" else {})
+            self._note(answer, "cancel", ids=(job,), seen=seen_in([answer.body]) if answer.outcome == "ok" else {})
 
     def _redrive(self) -> None:
         if self._failed:
             job = self._rng.choice(self._failed)
             answer = self._caller.call("POST", f"/v1/jobs/{format_id(job)}/redrive")
-            made = (_number(answer.body["id"]),) if answer.outcome == "ok" else ()
+            made = (number_of(answer.body["id"]),) if answer.outcome == "ok" else ()
             self._note(answer, "redrive", ids=made)
 
     def _trespass(self) -> None:
@@ -285,7 +239,7 @@ class _Client:
         told = f"{path}#{key}" if did == "chunk" else key
         for _ in range(TRIES):
             answer = self._caller.call("POST", path, body, key=key)
-            ids = _ids(answer.body) if answer.outcome == "ok" else ()
+            ids = ids_in(answer.body) if answer.outcome == "ok" else ()
             self._note(answer, did, key=told, tokens=tuple(tokens), ids=ids)
             self._load.known += [Made(job, self._caller.tenant) for job in ids]
             self._load.jobs += len(ids)
@@ -314,37 +268,6 @@ class _Client:
         self._count += count
         first = self._count - count
         return [f"{deed}-{self._name}-{first + place}" for place, deed in enumerate(deeds)]
-
-
-def note_poll(answer: Answer, ids: Sequence[int], *, tenant: str, history: History) -> list[int]:
-    """Write a poll down; returns the jobs that failed."""
-    seen = _seen(answer.body["jobs"]) if answer.outcome == "ok" else {}
-    history.add([answer.call("poll", tenant=tenant, ids=tuple(ids), seen=seen)])
-    return [job for job, what in seen.items() if what.state in {"failed", "cancelled", "expired"}]
-
-
-def lookups(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    """As many as one call may ask for."""
-    return (ids[start : start + MAX_LOOKUP_IDS] for start in range(0, len(ids), MAX_LOOKUP_IDS))
-
-
-def _seen(jobs: Sequence[Any]) -> dict[int, Seen]:
-    return {_number(job["id"]): Seen(job["state"], job.get("result")) for job in jobs}
-
-
-def _ids(body: Any) -> tuple[int, ...]:
-    if "ids" in body:
-        return tuple(map(_number, body["ids"]))
-    if "first_id" in body:
-        first = _number(body["first_id"])
-        return tuple(range(first, first + body["accepted"] * ID_STRIDE, ID_STRIDE))
-    return (_number(body["id"]),)
-
-
-def _number(text: str) -> int:
-    number = parse_id(text)
-    assert number is not None, text
-    return number
 
 
 def _spread(keys: Mapping[str, str], clients: int) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,6 @@ class Nemesis:
         time.sleep(self._rng.uniform(0, RUSH_SECONDS))
         began = now_ms()
         victims = fault() or ()
-        # What ends a process or sends nonsense is over as soon as it began.
         self._yard.history.add([Fault(name=name, began_ms=began, healed_ms=now_ms(), victims=tuple(victims))])
         if self._rng.random() < SETTLED_SHARE:
             self._settle()

@@ -12,8 +12,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from batchyard.jobs import format_id
+from tests.faults.calling import Caller, lookups, note_poll
 from tests.faults.history import Call, Calm, History, Setting
-from tests.faults.load import MODEL, Caller, Fed, Load, lookups, note_poll
+from tests.faults.load import MODEL, Fed, Load
 from tests.faults.nemesis import Nemesis, faults_of, schedule
 from tests.faults.yard import Combination, Yard, await_ready, yard
 
