@@ -414,7 +414,8 @@ class JobStore(Protocol):
     # --- webhooks ---
 
     def create_webhook(self, *, tenant_id: int, url: str, events: Sequence[str], description: str) -> Webhook:
-        """A new endpoint with a secret of its own. It hears of jobs and bulks that end from now on."""
+        """A new endpoint with a secret of its own. It hears of jobs and bulks that end from now on. Conflict where the
+        tenant has as many as it may."""
 
     def webhooks(self, *, tenant_id: int | None = None) -> list[Webhook]:
         """Of one tenant, or of all, by age."""

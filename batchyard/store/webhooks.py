@@ -14,12 +14,17 @@ from batchyard.store.sql import SqlStore
 from batchyard.store.tables import webhook_deliveries, webhooks
 from batchyard.webhooks import new_secret, pack_events, unpack_events
 
+MAX_WEBHOOKS = 100
+"""Endpoints of one tenant: whoever ends a job, or delivers, looks at all of them."""
+
 
 class Webhooks(SqlStore):
     """What their tenants do with them."""
 
     def create_webhook(self, *, tenant_id: int, url: str, events: Sequence[str], description: str) -> Webhook:
         """See `JobStore.create_webhook`."""
+        if len(self.webhooks(tenant_id=tenant_id)) >= MAX_WEBHOOKS:
+            raise Conflict(f"a tenant has at most {MAX_WEBHOOKS} webhook endpoints: delete one first")
         made = self._add_webhook(tenant_id, url=url, events=pack_events(events), description=description)
         with self._reading() as connection:
             return self._webhook(connection, made, tenant_id=tenant_id)

@@ -11,8 +11,10 @@ import asyncio
 import logging
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,6 +36,14 @@ GONE = 410
 """The status by which a receiver wants nothing any more."""
 
 log = logging.getLogger(__name__)
+
+
+class _Message(NamedTuple):
+    """One attempt's; the body is the same at every attempt."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    made_at_ms: int
 
 
 class WebhookDelivery:
@@ -113,15 +123,14 @@ class WebhookDelivery:
 
     async def _take(self) -> list[DueDelivery]:
         """What is due and may begin now; nothing while the database is away."""
+        self._underway = +self._underway
         try:
-            return await asyncio.to_thread(self._take_due)
+            return await asyncio.to_thread(self._take_due, dict(self._underway))
         except Exception as error:  # noqa: BLE001  the thread must outlive every fault
             self._note(error)
-            await asyncio.sleep(self._every_seconds)
             return []
 
-    def _take_due(self) -> list[DueDelivery]:
-        underway = {webhook_id: count for webhook_id, count in self._underway.items() if count}
+    def _take_due(self, underway: Mapping[int, int]) -> list[DueDelivery]:
         limit = self._settings.concurrency - sum(underway.values())
         of_one = max(1, self._settings.concurrency // 4)
         due = self._store.take_deliveries(limit=limit, of_one=of_one, underway=underway, lease_ms=self._lease_ms)
@@ -132,30 +141,27 @@ class WebhookDelivery:
 
     async def _attempt(self, poster: Poster, due: DueDelivery) -> None:
         try:
-            body = await asyncio.to_thread(self._body, due.delivery)
-            if body is not None:
-                await self._send(poster, due, body)
+            message = await asyncio.to_thread(self._message, due)
+            if message is not None:
+                await self._send(poster, due.delivery, message)
         except Exception as error:  # noqa: BLE001  made again once its lease is over
             self._note(error)
         finally:
             self._underway[due.delivery.webhook_id] -= 1
 
-    async def _send(self, poster: Poster, due: DueDelivery, body: bytes) -> None:
-        delivery = due.delivery
-        began = asyncio.get_running_loop().time()
+    async def _send(self, poster: Poster, delivery: Delivery, message: _Message) -> None:
+        began = time.monotonic()
         status, asked_seconds, error = None, None, None
         try:
-            headers = self._headers(due, body)
-            now_seconds = self._store.now_ms() / 1000
-            status, asked_seconds = await poster.post(delivery.url, body, headers, now_seconds=now_seconds)
+            answer = await poster.post(
+                delivery.url, message.body, message.headers, now_seconds=message.made_at_ms / 1000
+            )
         except PostFailed as failure:
             error = f"the attempt failed: {failure}"[:500]
         else:
-            if not 200 <= status < 300:
-                error = f"the receiver answered {status}" + (
-                    ", and redirects are not followed" if 300 <= status < 400 else ""
-                )
-        self._metrics.attempt_seconds.observe(asyncio.get_running_loop().time() - began)
+            status, asked_seconds = answer
+            error = _fault(status)
+        self._metrics.attempt_seconds.observe(time.monotonic() - began)
         await asyncio.to_thread(self._tell, delivery, status=status, error=error, asked_seconds=asked_seconds)
 
     def _tell(self, delivery: Delivery, *, status: int | None, error: str | None, asked_seconds: float | None) -> None:
@@ -178,16 +184,18 @@ class WebhookDelivery:
             outcome = "delivered" if error is None else "dead" if retry_in is None else "retried"
             self._metrics.attempts.labels(outcome).inc()
 
-    def _headers(self, due: DueDelivery, body: bytes) -> Mapping[str, str]:
-        timestamp = self._store.now_ms() // 1000
-        message = webhooks.message_id(due.delivery.subject_id)
-        signed = webhooks.sign(body, message=message, timestamp=timestamp, valid=due.secrets)
-        return {"content-type": schemas.MEDIA_JSON, "user-agent": "batchyard-webhooks", **signed}
-
-    def _body(self, delivery: Delivery) -> bytes | None:
-        """The message, the same at every attempt; None where what it is about is gone, and the delivery with it."""
-        message = self._bulk(delivery) if delivery.event is Event.BULK_FINISHED else self._job(delivery)
-        return None if message is None else rendering.encode(message)
+    def _message(self, due: DueDelivery) -> _Message | None:
+        """None where what it is about is gone, and the delivery with it."""
+        delivery = due.delivery
+        event = self._bulk(delivery) if delivery.event is Event.BULK_FINISHED else self._job(delivery)
+        if event is None:
+            return None
+        now_ms = self._store.now_ms()
+        body = rendering.encode(event)
+        name = webhooks.message_id(delivery.subject_id)
+        signed = webhooks.sign(body, message=name, timestamp=now_ms // 1000, valid=due.secrets)
+        headers = {"content-type": schemas.MEDIA_JSON, "user-agent": "batchyard-webhooks", **signed}
+        return _Message(body, headers, now_ms)
 
     def _job(self, delivery: Delivery) -> schemas.JobEnded | None:
         views = self._store.get_jobs([delivery.subject_id], tenant_id=delivery.tenant_id)
@@ -219,3 +227,11 @@ class WebhookDelivery:
             unexpected = None if isinstance(error, Unavailable) else error
             level = logging.ERROR if unexpected else logging.WARNING
             log_event(log, "webhook_delivery_failed", level=level, error=unexpected, reason=str(error))
+
+
+def _fault(status: int) -> str | None:
+    """Why an answer is not that the message was heard."""
+    if 200 <= status < 300:
+        return None
+    redirects = ", and redirects are not followed" if 300 <= status < 400 else ""
+    return f"the receiver answered {status}{redirects}"

@@ -157,7 +157,7 @@ CALLS = (
         body=schemas.WebhookRequest,
         status=201,
         answer=schemas.CreatedWebhook,
-        errors=(InvalidRequest,),
+        errors=(InvalidRequest, Conflict),
     ),
     _call("GET", "/v1/webhooks", "List endpoints", handler=list_webhooks, answer=schemas.WebhookList),
     _call(

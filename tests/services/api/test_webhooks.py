@@ -203,18 +203,16 @@ def test_a_disabled_endpoint_hears_of_nothing_and_a_deleted_one_is_nowhere(yard:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize(
-    "url", ["http://example.com/", "https://10.0.0.1/", "https://[fe80::1]/", "https://me@example.com/", "nonsense"]
-)
-def test_urls_that_lead_elsewhere_are_refused_wherever_they_stand(yard: Yard, url: str) -> None:
-    for path, body, pointer in (
-        ("/v1/webhooks", {"url": url}, "/url"),
-        ("/v1/models/echo/jobs", {"input": "x", "webhook": url}, "/webhook"),
-        ("/v1/bulks", {"model": "echo", "webhook": url}, "/webhook"),
-    ):
-        refused = yard.client.post(path, json=body)
-        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request"), path
-        assert refused.json()["pointer"] == pointer
+def test_urls_that_lead_elsewhere_are_refused_wherever_they_stand(yard: Yard) -> None:
+    for url in ("http://example.com/", "https://10.0.0.1/", "https://[fe80::1]/", "https://me@example.com/", "none"):
+        for path, body, pointer in (
+            ("/v1/webhooks", {"url": url}, "/url"),
+            ("/v1/models/echo/jobs", {"input": "x", "webhook": url}, "/webhook"),
+            ("/v1/bulks", {"model": "echo", "webhook": url}, "/webhook"),
+        ):
+            refused = yard.client.post(path, json=body)
+            assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request"), (url, path)
+            assert refused.json()["pointer"] == pointer
     assert yard.client.get("/v1/webhooks").json() == {"webhooks": []}
 
 

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from batchyard.errors import Conflict, NotFound
+from batchyard.errors import Conflict, NotFound, Unavailable
 from batchyard.jobs import State
 from batchyard.store.base import Delivery, DeliveryFilter, DeliveryState, DueDelivery, JobStore, Webhook
+from batchyard.store.postgres import PostgresStore
+from batchyard.store.webhooks import MAX_WEBHOOKS
 from batchyard.webhooks import ALL_EVENTS, Event
 from tests.services.store.yard import TENANT, Yard, eventually, failed, several_stores, succeeded, waiting
 
@@ -144,6 +146,38 @@ def test_what_is_refused_or_not_the_end_is_not_told(yard: Yard) -> None:
     yard.store.release(late, owner=yard.owner)
     assert yard.finish([succeeded(job) for job in [*current, *late]]) == ids[:1]
     assert told(yard) == [(ids[0], "job.succeeded")]
+
+
+def test_where_the_outbox_cannot_be_written_nothing_ends(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise Unavailable("the disk is full")
+
+    endpoint(yard)
+    queued, running, bulk = yard.submit(), yard.submit(), yard.bulk()
+    (job,) = yard.claim(running)
+    yard.store.seal_bulk(tenant_id=TENANT, bulk_id=bulk.id)
+    monkeypatch.setattr(yard.store, "_put", away)
+    for end in (
+        lambda: yard.store.cancel(queued[0], tenant_id=TENANT),
+        lambda: yard.store.finish_bulks(limit=10),
+    ):
+        with pytest.raises(Unavailable):
+            end()
+    if not isinstance(yard.store, PostgresStore):  # there it is one statement
+        with pytest.raises(Unavailable):
+            yard.finish([succeeded(job)])
+    assert yard.states([*queued, *running]) == [State.QUEUED, State.RUNNING]
+    monkeypatch.undo()
+    assert outbox(yard) == []
+    assert yard.store.finish_bulks(limit=10) == 1
+
+
+def test_a_tenants_endpoints_are_bounded(yard: Yard) -> None:
+    for _ in range(MAX_WEBHOOKS):
+        endpoint(yard)
+    with pytest.raises(Conflict, match="at most"):
+        endpoint(yard)
+    endpoint(yard, tenant_id=yard.tenant())
 
 
 def test_many_jobs_of_several_calls_and_tenants_are_told_apart(yard: Yard) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from batchyard.store.postgres import PostgresStore
-from tests.services.store.yard import Yard, naming, succeeded, upload
+from tests.services.store.yard import TENANT, Yard, naming, succeeded, upload
 
 pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
-BIG_TABLES = {"jobs", "job_inputs", "job_results", "idempotency", "payloads", "job_payloads"}
+BIG_TABLES = {"jobs", "job_inputs", "job_results", "idempotency", "payloads", "job_payloads", "job_webhooks"}
 
 
 def use_everything(yard: Yard, count: int) -> None:
@@ -33,6 +33,8 @@ def use_everything(yard: Yard, count: int) -> None:
     yard.finish([succeeded(job) for job in yard.claim(yard.submit(2))])
     yard.number_flushes()
     yard.store.bulk_results(bulk.id, after_seq=0, limit=10)
+    yard.store.create_webhook(tenant_id=TENANT, url="https://example.com/", events=["job.failed"], description="")
+    yard.run(yard.submit(count, webhook="https://example.com/named"))
 
 
 def plans(store: PostgresStore) -> Iterator[tuple[str, list[str]]]:

@@ -348,6 +348,11 @@ max_inputs = 77
 window_seconds = 1.5
 [retention]
 keep_seconds = 60
+[limits]
+queued_jobs = 77
+[webhooks]
+allowed_networks = ["10.0.0.0/8"]
+retry_seconds = [1, 60.5]
 [models."n@2"]
 runtime = "sentence-transformers"
 source = "/models/n"
@@ -385,6 +390,8 @@ preset = "gke"
     assert inside.server.max_inputs == 77
     assert (inside.database, inside.broker, inside.storage) == (settings.database, settings.broker, settings.storage)
     assert (inside.queues, inside.retention) == (settings.queues, settings.retention)
+    assert (inside.limits, inside.webhooks) == (settings.limits, settings.webhooks)
+    assert (inside.limits.queued_jobs, inside.webhooks.retry_seconds) == (77, (1.0, 60.5))
     assert inside.models == settings.models
     assert inside.pools == tuple(dataclasses.replace(pool, cloud="gcp") for pool in settings.pools)
     assert inside.log_level == "debug"
