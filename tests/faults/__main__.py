@@ -28,6 +28,8 @@ DEFAULT_LEASE_SECONDS = 30.0
 JOBS = 5_200
 """Of each combination, so that all together have 20,000."""
 MUTANT_JOBS = 300
+PART_SECONDS = 3600.0
+"""For one run at the most."""
 LONG = Combination("postgres", "redis")
 LONG_PARTS, LONG_JOBS, LONG_FAULTS = 40, 25_000, 50
 LONG_RECOVERY_MS = 45_000
@@ -146,7 +148,8 @@ def _carry_out(name: str, plan: Plan, folder: Path) -> Done:
     place = folder / name.replace(" ", "-")
     place.mkdir(parents=True, exist_ok=True)
     (place / "plan.json").write_bytes(msgspec.json.encode(plan))
-    ran = subprocess.run(
+    told = place / "findings.json"
+    running = subprocess.Popen(
         [sys.executable, "-m", "tests.faults.part", str(place)],
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
@@ -154,9 +157,14 @@ def _carry_out(name: str, plan: Plan, folder: Path) -> Done:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if ran.returncode != 0:
-        return Done(name, plan, None, ran.stdout)
-    return Done(name, plan, msgspec.json.decode((place / "findings.json").read_bytes(), type=Findings), ran.stdout)
+    try:
+        said, _ = running.communicate(timeout=PART_SECONDS)
+    except subprocess.TimeoutExpired:
+        # It ends what it has started.
+        running.terminate()
+        said, _ = running.communicate()
+    found = msgspec.json.decode(told.read_bytes(), type=Findings) if running.returncode == 0 else None
+    return Done(name, plan, found, said)
 
 
 # --- judgement ---
@@ -209,8 +217,8 @@ def _caught(done: Done) -> bool:
 def _again(plan: Plan) -> str:
     """The command that repeats a run."""
     chosen = f'--mutant "{plan.mutant}"' if plan.mutant else f"--only {plan.combination} --jobs {plan.jobs}"
-    if isinstance(plan.faults, int):
-        chosen += f" --faults {plan.faults}"
+    if not plan.mutant:
+        chosen += f" --faults {plan.faults if isinstance(plan.faults, int) else ','.join(plan.faults)}"
     return f"python -m tests.faults {chosen} --seed {plan.seed}"
 
 

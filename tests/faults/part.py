@@ -5,6 +5,7 @@ Leaves `history.jsonl` and `findings.json` there.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.faults.running import Plan, run
 
 
 def main(folder: Path) -> None:
+    # So that whoever was started is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("was told to end"))
     plan = msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
     began = time.monotonic()
     history = run(plan)
