@@ -7,7 +7,11 @@ from batchyard.results import Frame
 from batchyard.store.base import BulkView, JobStore
 
 PAGE_JOBS = 4_000
-"""Results gathered in one read; a few more where the last flush is larger."""
+"""Results gathered in one read at most; a few more where the last flush is larger."""
+PAGE_BYTES = 1024 * 1024
+"""Of results gathered in one read, judged by those before; whoever does not read on makes its server hold some."""
+PAGE_GROWTH = 8
+"""How many times as many results a page may have as the one before: those that follow may be larger."""
 
 
 class ResultPages:
@@ -19,6 +23,7 @@ class ResultPages:
         self._bulk_id = bulk_id
         self._tenant_id = tenant_id
         self._told: int | None = None
+        self._limit = 1
 
     def next(self) -> Frame | None:
         """The next results, or news of the bulk: that it has settled, said once, or finished. None: nothing new."""
@@ -37,9 +42,12 @@ class ResultPages:
         return Frame(self.cursor, bulk.is_finished, (), bulk.jobs)
 
     def _look(self) -> list[ResultRow]:
-        rows = self._store.bulk_results(self._bulk_id, after_seq=self.cursor, limit=PAGE_JOBS)
+        rows = self._store.bulk_results(self._bulk_id, after_seq=self.cursor, limit=self._limit)
         if rows:
             self.cursor = rows[-1].seq
+            size = sum([len(row.body or b"") for row in rows])
+            fitting = PAGE_BYTES * len(rows) // max(size, 1)
+            self._limit = max(1, min(fitting, PAGE_GROWTH * len(rows), PAGE_JOBS))
         return rows
 
 

@@ -28,7 +28,7 @@ runtime = "tests:Echo"
 models = ["echo"]
 """
 CHUNK = 5_000
-KILLS = 5
+KILLS = 3
 
 
 @pytest.fixture
@@ -39,6 +39,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_bulk_fed_through_kills_has_every_chunk_once(folder: Path) -> None:
     """A chunk is there wholly or not at all, and the same chunk sent again after the kill is the same jobs."""
     rng = random.Random(11)
@@ -98,6 +100,7 @@ def resident(process: Process) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_ten_thousand_pollers_cost_a_bounded_memory_and_are_all_answered(folder: Path) -> None:
     with many_files(), started(folder) as (process, client), ExitStack() as connections:
         ids = client.post("/v1/models/echo/jobs", json={"inputs": list(range(100))}).json()["ids"]
@@ -145,8 +148,8 @@ def test_readers_who_do_not_read_cost_a_bounded_memory(folder: Path) -> None:
         jobs = yard.claim([candidate.id for line in lines for candidate in line.candidates], queue=queue_id)
         assert len(jobs) == SLOW_JOBS
         body = json.dumps("x" * RESULT_BYTES).encode()
-        for start in range(0, SLOW_JOBS, 50):
-            yard.finish([succeeded(job, body=body) for job in jobs[start : start + 50]])
+        for start in range(0, SLOW_JOBS, 10):
+            yard.finish([succeeded(job, body=body) for job in jobs[start : start + 10]])
         before = resident(process)
         for _ in range(SLOW_READERS):
             reader = connections.enter_context(socket.create_connection(("127.0.0.1", client.base_url.port or 0)))
