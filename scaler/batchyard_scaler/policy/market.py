@@ -12,7 +12,7 @@ from batchyard_scaler.policy.hold import hold_seconds
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.policy.spot import WAIT_STARTS, can_count_on_starts, over_provision, urgent
 from batchyard_scaler.policy.surplus import busy_of, surplus
-from batchyard_scaler.policy.work import Piece, Replicas, Spare, by_deadline, less, rest_of
+from batchyard_scaler.policy.work import Piece, Replicas, Spare, apart_from_late, by_deadline, less, rest_of
 
 FORECAST_STARTS = 2.0
 """Work that is only likely counts when it is due within so many starts; later work can wait until it has come."""
@@ -137,11 +137,11 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
         want.extra = min(over_provision(pool, mine, replicas=want.replicas), pool.maximum - want.replicas)
         capacity = want.capacity()
         want.replicas += want.extra
-        # What no start on demand can save any more is left to spot, where there is any.
         soonest = -math.inf
-        if pool.count("ready", "starting"):
-            soonest = min((soonest_useful(other, mine) for other in on_demand), default=math.inf)
-        pieces = _merged(left, rest_of(mine, capacity, kept_until_seconds=soonest))
+        if pool.count("ready", "starting") and on_demand:
+            soonest = min(soonest_useful(other, mine) for other in on_demand)
+        mine, overdue = apart_from_late(mine, capacity, until_seconds=soonest)
+        pieces = _merged(left, [*rest_of(mine, capacity, kept_until_seconds=soonest), *overdue])
         ahead = _without(ahead, pool, want.capacity(with_new=False))
 
 
@@ -228,7 +228,7 @@ def _without(pieces: Sequence[Piece], pool: Pool, capacity: Replicas | Spare) ->
 
 
 def _merged(one: list[Piece], other: list[Piece]) -> list[Piece]:
-    return sorted(one + other, key=by_deadline) if one and other else one or other
+    return sorted(one + other, key=by_deadline)
 
 
 def _total(pieces: Sequence[Piece]) -> float:

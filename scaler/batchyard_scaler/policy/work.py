@@ -86,8 +86,12 @@ class Spare:
 
 
 def drain_seconds(pool: Pool) -> float:
-    """By when work without a deadline, or too late for its own, should be done."""
-    return max(SHORTEST_DRAIN_SECONDS, (1 + PAYBACK) * pool.cold_start_seconds)
+    """By when work without a deadline, or too late for its own, should be done; on spot all work, and sooner where
+    jobs are due sooner: what a preemption leaves behind must be done in what is left of their slack."""
+    drain = (1 + PAYBACK) * pool.cold_start_seconds
+    if pool.capacity == "spot" and pool.usual_slack_seconds is not None:
+        drain = min(drain, max(1.5 * pool.cold_start_seconds, pool.usual_slack_seconds / 2))
+    return max(SHORTEST_DRAIN_SECONDS, drain)
 
 
 def pieces_of(fleet: Fleet, pools: Sequence[Pool]) -> list[Piece]:
@@ -148,8 +152,27 @@ def rest_of(pieces: Sequence[Piece], capacity: Capacity, *, kept_until_seconds: 
         lack = min(piece.work_seconds, total - capacity.by(piece.due_seconds) - missed)
         if lack > TRIFLE_SECONDS and piece.due_seconds >= kept_until_seconds:
             missed += lack
-            left.append(piece._replace(work_seconds=lack, jobs=piece.jobs * lack / piece.work_seconds))
+            left.append(_part(piece, lack / piece.work_seconds))
     return left
+
+
+def apart_from_late(
+    pieces: Sequence[Piece], capacity: Capacity, *, until_seconds: float
+) -> tuple[list[Piece], list[Piece]]:
+    """What this capacity may keep, and what others should help with of the work due before `until_seconds`: no start
+    can save that, but what is not done even then delays all that comes after it. It is wanted as long again later."""
+    late = [piece for piece in pieces if piece.due_seconds < until_seconds]
+    total = sum(piece.work_seconds for piece in late)
+    lack = total - capacity.by(until_seconds)
+    if lack <= TRIFLE_SECONDS:
+        return list(pieces), []
+    kept = [_part(piece, 1 - lack / total) for piece in late if lack < total]
+    helped = [_part(piece, lack / total)._replace(due_seconds=2 * until_seconds) for piece in late]
+    return kept + list(pieces[len(late) :]), helped
+
+
+def _part(piece: Piece, share: float) -> Piece:
+    return piece._replace(work_seconds=piece.work_seconds * share, jobs=piece.jobs * share)
 
 
 def less(pieces: Sequence[Piece], some: Iterable[Piece]) -> list[Piece]:

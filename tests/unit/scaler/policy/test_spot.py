@@ -29,6 +29,19 @@ def test_spot_is_used_while_it_lasts_and_not_at_the_last_moment() -> None:
     assert made["spot"].rule == "spot"
 
 
+def test_spot_keeps_half_of_short_slack_for_what_a_preemption_leaves_behind() -> None:
+    work = demand(due(4 * HOUR, 24_000), is_tolerant=True)
+    assert decided(spot(maximum=1_000, usual_slack_seconds=4 * HOUR), work).replicas == 24_000 / (4 * COLD)
+    assert decided(spot(maximum=1_000, usual_slack_seconds=360.0), work).replicas == 24_000 / (180 - COLD)
+
+
+def test_on_demand_helps_with_late_work_that_spot_does_not_catch_up_with() -> None:
+    """Else all that comes after it were late in its turn."""
+    behind = demand(due(-60, 3_000), is_tolerant=True)
+    made = decisions([pool("od", price_per_hour=1.0), spot(ready=2, busy=2, zones=REFUSING)], behind)
+    assert made["od"].replicas > 0
+
+
 def test_little_tolerant_work_is_held_and_early_enough_for_another_try() -> None:
     on_spot = decisions([pool("od", price_per_hour=1.0), spot()], demand(due(HOUR, 30, jobs=1), is_tolerant=True))
     alone = decided(spot(), demand(due(HOUR, 30, jobs=1), is_tolerant=True))

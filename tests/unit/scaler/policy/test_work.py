@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from batchyard_scaler.policy.work import Piece, Replicas, Spare, less, pieces_of, rest_of
+from batchyard_scaler.policy.work import Piece, Replicas, Spare, apart_from_late, less, pieces_of, rest_of
 from tests.unit.scaler.policy.fleets import demand, due, fleet, pool, spot
 
 ALL = frozenset({"p"})
@@ -30,6 +30,15 @@ def test_what_capacity_leaves_is_what_is_too_late_in_the_order_of_deadlines() ->
 def test_work_that_is_kept_though_late_leaves_other_work_in_its_place() -> None:
     left = rest_of([piece(10, 15), piece(30, 20)], Replicas(1), kept_until_seconds=20)
     assert [(one.due_seconds, one.work_seconds) for one in left] == [(30, 5)]
+
+
+def test_late_work_is_kept_as_far_as_it_is_done_before_others_could_help() -> None:
+    late = [piece(-5, 10), piece(10, 30), piece(50, 7)]
+    assert apart_from_late(late, Replicas(2), until_seconds=20) == (late, [])
+    kept, helped = apart_from_late(late, Replicas(1), until_seconds=20)
+    assert [(one.due_seconds, one.work_seconds, one.jobs) for one in kept] == [(-5, 5, 5), (10, 15, 15), (50, 7, 7)]
+    assert [(one.due_seconds, one.work_seconds, one.jobs) for one in helped] == [(40, 5, 5), (40, 15, 15)]
+    assert apart_from_late(late, Replicas(0), until_seconds=20)[0] == late[2:]
 
 
 def test_what_is_spare_beside_other_work() -> None:
