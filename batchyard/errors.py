@@ -56,6 +56,11 @@ class BatchyardError(Exception):
         """Further members of the problem document, such as `pointer`, `index`, `limit`, `allowed`."""
 
     @property
+    def public(self) -> str:
+        """The message for callers of the API, who need not know how the system is built."""
+        return self.message
+
+    @property
     def retry_after_seconds(self) -> float | None:
         """How long to wait before the next try, where that is known."""
         value = self.details.get("retry_after_seconds")

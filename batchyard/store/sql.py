@@ -156,7 +156,15 @@ def unknown_job() -> NotFound:
     return NotFound("no such job")
 
 
+class DatabaseAway(Unavailable):
+    """The message says which database and why, for logs and operators."""
+
+    @property
+    def public(self) -> str:
+        return "the database cannot be used now: try again"
+
+
 def unavailable(cause: BaseException, *, database: str) -> Unavailable:
     """What a database's failure becomes."""
     reason = str(getattr(cause, "orig", None) or cause).strip().splitlines() or [type(cause).__name__]
-    return Unavailable(f"the database ({database}) cannot be used now: {reason[0]}", retry_after_seconds=1.0)
+    return DatabaseAway(f"the database ({database}) cannot be used now: {reason[0]}", retry_after_seconds=1.0)

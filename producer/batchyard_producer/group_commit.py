@@ -177,7 +177,7 @@ class GroupCommit:
 
 def _unavailable(error: Unavailable) -> Unavailable:
     """One per caller: an exception that is raised in several places gathers their tracebacks."""
-    return Unavailable(error.message, **{"retry_after_seconds": 1, **error.details})
+    return type(error)(error.message, **{"retry_after_seconds": 1, **error.details})
 
 
 def _refusal(error: Exception) -> Exception:

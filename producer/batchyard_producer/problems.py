@@ -35,7 +35,7 @@ def problem(error: BatchyardError) -> dict[str, Any]:
         "type": f"urn:batchyard:problem:{error.code}",
         "title": error.code.replace("_", " ").capitalize(),
         "status": error.status,
-        "detail": error.message,
+        "detail": error.public,
         "code": error.code,
         "retryable": error.retryable,
         **error.details,

@@ -23,7 +23,7 @@ from batchyard.store.postgres.arrays import Int8Array, int8s, register
 from batchyard.store.postgres.pool import SHARED_SESSION, HotPool, connect_arguments, is_quiet
 from batchyard.store.postgres.statement import Statement
 from batchyard.store.shared import SharedStore
-from batchyard.store.sql import job_rows, unavailable
+from batchyard.store.sql import DatabaseAway, job_rows, unavailable
 from batchyard.store.tables import jobs
 
 CLOCK_KEPT_SECONDS = 60.0
@@ -39,7 +39,7 @@ _DURABILITY = Statement("SELECT current_setting('synchronous_commit'), current_s
 _PING = Statement("SELECT 1")
 
 
-class ConnectionLost(Unavailable):
+class ConnectionLost(DatabaseAway):
     """The connection ended with a statement under way: it may have been committed or not."""
 
 

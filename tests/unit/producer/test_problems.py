@@ -5,6 +5,7 @@ import pytest
 
 from batchyard.errors import InvalidInput, QueueFull, Unauthorized, Unavailable, from_problem
 from batchyard.schemas import InputFault
+from batchyard.store.sql import unavailable
 from batchyard_producer import problems
 
 
@@ -34,3 +35,13 @@ def test_the_unexpected_is_logged_and_not_told(caplog: pytest.LogCaptureFixture)
     assert (status, json.loads(body)["code"]) == (500, "server_error")
     assert b"secret" not in body
     assert caplog.records
+
+
+def test_which_database_is_away_and_why_is_not_told() -> None:
+    away = unavailable(OSError("connection to 10.0.0.7 failed for user s3cr3t"), database="/srv/state/batchyard.db")
+    assert "10.0.0.7" in away.message
+    status, headers, body = problems.render(away)
+    assert (status, json.loads(body)["code"], dict(headers)[b"retry-after"]) == (503, "unavailable", b"1")
+    assert json.loads(body)["detail"] == "the database cannot be used now: try again"
+    assert b"10.0.0.7" not in body
+    assert b"/srv" not in body
