@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
@@ -94,4 +95,4 @@ def _holdings(transitions: Sequence[Transition]) -> dict[int, list[_Held]]:
 def percentile(values: Sequence[int], share: float) -> int:
     """The least value that at least this share of all does not exceed; 0 of none."""
     ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else 0
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)] if ranked else 0
