@@ -18,6 +18,11 @@ FORECAST_STARTS = 2.0
 """Work that is only likely counts when it is due within so many starts; later work can wait until it has come."""
 
 
+MARGIN_JOBS = 2.0
+"""Where replicas may go at any time, work is wanted so many times a job's length before it is due: who just begins a
+job when another must start keeps it waiting, and what a preemption cuts off begins anew."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Want:
     """What one pool should have and why; filled in step by step while its market is sized."""
@@ -111,7 +116,9 @@ def _size_on_demand(want: Want, pieces: Sequence[Piece], *, later: Set[str]) -> 
 
 
 def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
-    """Spot as soon as it pays, on demand as late as is safe."""
+    """Spot as soon as it pays, on demand as late as is safe: jobs are wanted a little before they are due."""
+    margin = MARGIN_JOBS * _total(pieces) / sum(piece.jobs for piece in pieces)
+    pieces = [piece._replace(due_seconds=piece.due_seconds - margin) for piece in pieces]
     for want in wants.values():
         if want.replicas and want.pool.capacity == "on_demand":
             ready, starting = state_of(want.pool)

@@ -50,7 +50,7 @@ def test_what_runs_is_never_sent_away_and_a_minimum_stays() -> None:
 
 
 def test_over_provision_goes_first() -> None:
-    tight = demand(due(100, 395, jobs=395), is_tolerant=True)
+    tight = demand(due(102, 395, jobs=395), is_tolerant=True)
     one = spot(ready=4, busy=4, price_per_hour=1.0)
     assert decided(one, tight).replicas == 5
     assert decided(one, tight, budget=spending(4.5)).replicas == 4
@@ -58,7 +58,7 @@ def test_over_provision_goes_first() -> None:
 
 def test_then_on_demand_for_tolerant_work_and_firm_work_last() -> None:
     pools = [pool("od", price_per_hour=1.0), spot(zones=REFUSING, price_per_hour=0.1)]
-    work = [demand(due(660, 1_200)), demand(due(3 * COLD, 360), is_tolerant=True)]
+    work = [demand(due(660, 1_200)), demand(due(3 * COLD, 350), is_tolerant=True)]
     plenty = decisions(pools, *work)
     assert plenty["od"].replicas == 5
     short = decisions(pools, *work, budget=spending(2.0 + plenty["spot"].replicas * 0.1))

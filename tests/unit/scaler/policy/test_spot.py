@@ -59,11 +59,17 @@ def test_work_waits_for_spot_that_does_not_come_while_its_slack_lasts(left: floa
     assert made["spot"].replicas > 0
 
 
+def test_jobs_on_spot_are_wanted_before_they_are_due() -> None:
+    """Three of 30 s would fit before the deadline, but for who must finish another job first."""
+    assert decided(spot(), demand(due(160, 300, jobs=10), is_tolerant=True)).replicas == 10
+    assert decided(pool(), demand(due(160, 300, jobs=10))).replicas == 4
+
+
 def test_on_demand_takes_over_two_starts_before_its_own_latest_moment() -> None:
     pools = [pool("od", price_per_hour=1.0), spot(zones=REFUSING)]
-    made = decisions(pools, demand(due(3 * COLD, 720), is_tolerant=True))
+    made = decisions(pools, demand(due(3 * COLD, 700), is_tolerant=True))
     assert made["od"].rule == "fallback"
-    assert made["od"].replicas == math.ceil(720 / (2 * COLD))
+    assert made["od"].replicas == math.ceil(700 / (2 * COLD))
     assert "spot cannot make the deadline in 3 min" not in made["spot"].reason
     assert "spot cannot make the deadline" in made["od"].reason
 
@@ -126,12 +132,12 @@ def test_work_without_a_deadline_never_waits_on_demand_for_spot_to_be_ahead() ->
 
 
 def test_one_or_two_more_where_a_loss_would_make_work_late() -> None:
-    tight = demand(due(100, 395, jobs=395), is_tolerant=True)
+    tight = demand(due(102, 395, jobs=395), is_tolerant=True)
     slack = demand(due(HOUR, 395, jobs=395), is_tolerant=True)
     assert decided(spot(ready=4, busy=4), tight).replicas == 5
     assert "1 more, should some be lost" in decided(spot(ready=4, busy=4), tight).reason
     assert decided(spot(ready=4, busy=4), slack).replicas == 4
-    many = demand(due(100, 1_990, jobs=1_990), is_tolerant=True)
+    many = demand(due(102, 1_990, jobs=1_990), is_tolerant=True)
     assert decided(spot(ready=20, busy=20), many).replicas == 22
     assert decided(spot(ready=20, busy=20, maximum=21), many).replicas == 21
 
