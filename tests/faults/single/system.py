@@ -13,6 +13,7 @@ import httpx
 from tests.faults.single.factors import LEASE_SECONDS, STATED_LEASE_SECONDS, shortened
 from tests.services.api.process import Process, started
 from tests.services.consumers.yard import Yard, until, yard
+from tests.services.store.yard import check_ledgers
 
 NOOP = """
 [models.noop]
@@ -43,6 +44,12 @@ class System:
     def finish(self, ids: Sequence[int], *, timeout: float = 60) -> None:
         """Wait until all have ended; the API's dispatcher does the leader's chores."""
         until(lambda: len(self.place.store.finished_among(ids)) == len(ids), timeout=timeout, yard=self.place)
+
+    def settle(self) -> None:
+        """Wait until every job has ended, also those that nobody kept the ids of, and compare the ledgers."""
+        store = self.place.store
+        until(lambda: not any(row.jobs for row in store.recount() if not row.state.is_terminal), yard=self.place)
+        check_ledgers(store)
 
     def slowest_answers(self, *, seconds: float) -> tuple[list[int], float]:
         """Submit and ask without a pause; returns the ids accepted and the longest that any answer took."""

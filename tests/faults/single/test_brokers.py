@@ -18,7 +18,6 @@ from tests.faults.single.factors import shortened
 from tests.faults.single.system import System, system
 from tests.services.api.process import started
 from tests.services.consumers.yard import until
-from tests.services.store.yard import check_ledgers
 
 OUTAGE_SECONDS = 4.0
 BLOCKED_SECONDS = 1.0
@@ -91,7 +90,7 @@ def test_jobs_go_on_without_the_broker_and_nobody_waits_for_it(
     print(f"consuming again after {time.monotonic() - began:.1f} s")
     running.finish(running.accepted(*range(100)), timeout=RESUME_SECONDS)
     assert {view.attempt for view in running.place.view(ids)} == {1}
-    check_ledgers(running.place.store)
+    running.settle()
 
 
 def takes_tickets(running: System) -> bool:

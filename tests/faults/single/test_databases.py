@@ -18,7 +18,7 @@ from tests.faults import servers
 from tests.faults.single.factors import shortened
 from tests.faults.single.system import system
 from tests.services.consumers.yard import until
-from tests.services.store.yard import Yard, check_ledgers, succeeded
+from tests.services.store.yard import Yard, succeeded
 
 RESUME_SECONDS = 10.0
 OUTAGE_SECONDS = 5.0
@@ -65,7 +65,7 @@ def test_an_immediate_stop_under_load_is_over_ten_seconds_after_the_start(tmp_pa
         running.finish(ids)
         views = running.place.view(ids)
         assert {(view.state, view.attempt) for view in views} == {(State.SUCCEEDED, 1)}, "nothing ran twice"
-        check_ledgers(running.place.store)
+        running.settle()
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_a_full_disk_is_answered_and_recovered_from_without_a_restart(tmp_path: 
         assert running.api.running.poll() is None
         assert running.place.workers[0].poll() is None
         assert running.place.states(accepted) == ({State.SUCCEEDED: len(accepted)} if accepted else {})
-        check_ledgers(running.place.store)
+        running.settle()
 
 
 def fill(path: Path) -> None:
