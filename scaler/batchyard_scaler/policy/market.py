@@ -23,6 +23,11 @@ MARGIN_JOBS = 2.0
 job when another must start keeps it waiting, and what a preemption cuts off begins anew."""
 
 
+HEADROOM = 0.85
+"""Of what replicas can do, so much is counted on before on-demand ones are started: jobs come in bunches, and consumers
+take them by arrival until they become urgent."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Want:
     """What one pool should have and why; filled in step by step while its market is sized."""
@@ -50,14 +55,14 @@ class Want:
     def work_seconds(self) -> float:
         return sum(piece.work_seconds for piece in self.pieces)
 
-    def capacity(self, *, with_new: bool = True) -> Replicas:
+    def capacity(self, *, with_new: bool = True, speed: float | None = None) -> Replicas:
         """Of what is there, and of what is asked for beyond that where it is likely to come."""
         ready, starting = state_of(self.pool)
         with_new = with_new and (self.pool.capacity == "on_demand" or can_count_on_starts(self.pool))
         new = max(0, self.replicas - ready - len(starting)) if with_new else 0
         ready = min(ready, self.pool.maximum)
         coming = [*starting, *[self.pool.cold_start_seconds] * new][: self.pool.maximum - ready]
-        return Replicas(ready, coming, speed=self.pool.speed)
+        return Replicas(ready, coming, speed=speed or self.pool.speed)
 
     def ask(self, replicas: int, *, rule: str, due_seconds: float | None) -> None:
         self.replicas = min(replicas, self.pool.maximum)
@@ -148,7 +153,8 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
         if pool.count("ready", "starting") and on_demand:
             soonest = min(soonest_useful(other, mine) for other in on_demand)
         mine, overdue = apart_from_late(mine, capacity, until_seconds=soonest)
-        pieces = _merged(left, [*rest_of(mine, capacity, kept_until_seconds=soonest), *overdue])
+        short = want.capacity(speed=HEADROOM * pool.speed)
+        pieces = _merged(left, [*rest_of(mine, short, kept_until_seconds=soonest), *overdue])
         ahead = _without(ahead, pool, want.capacity(with_new=False))
 
 
@@ -184,7 +190,8 @@ def _fall_back(want: Want, pieces: Sequence[Piece], ahead: Sequence[Piece]) -> N
     live = ready + len(starting)
     free_ready = max(0, ready - firm)
     free_starting = starting[max(0, firm - ready) :]
-    need = lacking(urgent(pieces, pool=pool), Replicas(free_ready, free_starting, speed=pool.speed), pool=pool)
+    free = Replicas(free_ready, free_starting, speed=HEADROOM * pool.speed)
+    need = lacking(urgent(pieces, pool=pool), free, pool=pool)
     if need.replicas:
         want.ask(max(live, firm) + need.replicas, rule="fallback", due_seconds=need.due_seconds)
     elif live > firm and ahead:

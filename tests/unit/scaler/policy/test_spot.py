@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from batchyard_scaler.policy.market import HEADROOM
 from batchyard_scaler.policy.records import Replica, Zone
 from batchyard_scaler.policy.spot import can_count_on_starts, spread
 from tests.unit.scaler.policy.fleets import COLD, NO_DEADLINE, decided, decisions, demand, due, pool, spot
@@ -82,14 +83,14 @@ def test_a_small_on_demand_pool_takes_over_earlier() -> None:
 
 def test_only_what_spot_cannot_make_falls_back() -> None:
     pools = [pool("od", price_per_hour=1.0), spot(ready=5, busy=5, zones=REFUSING)]
-    made = decisions(pools, demand(due(170, 5 * 170 + 200), is_tolerant=True))
+    made = decisions(pools, demand(due(170, HEADROOM * 5 * 170 + 200), is_tolerant=True))
     assert made["od"].replicas == 2
     assert made["od"].unmeetable_jobs == 0
 
 
 def test_spot_that_starts_is_counted_on() -> None:
     pools = [pool("od", price_per_hour=1.0), spot(starting=[20.0] * 10, zones=REFUSING)]
-    assert decisions(pools, demand(due(170, 1_400), is_tolerant=True))["od"].replicas == 0
+    assert decisions(pools, demand(due(170, HEADROOM * 1_490), is_tolerant=True))["od"].replicas == 0
 
 
 def test_on_demand_is_let_go_once_spot_is_ahead_by_two_starts() -> None:
