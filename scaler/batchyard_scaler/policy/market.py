@@ -147,15 +147,19 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
             continue
         _fit(want, mine, is_eager=True)
         want.extra = min(over_provision(pool, mine, replicas=want.replicas), pool.maximum - want.replicas)
-        capacity = want.capacity()
+        pieces = _merged(left, _left_by_spot(want, mine, on_demand))
         want.replicas += want.extra
-        soonest = -math.inf
-        if pool.count("ready", "starting") and on_demand:
-            soonest = min(soonest_useful(other, mine) for other in on_demand)
-        mine, overdue = apart_from_late(mine, capacity, until_seconds=soonest)
-        short = want.capacity(speed=HEADROOM * pool.speed)
-        pieces = _merged(left, [*rest_of(mine, short, kept_until_seconds=soonest), *overdue])
         ahead = _without(ahead, pool, want.capacity(with_new=False))
+
+
+def _left_by_spot(want: Want, pieces: Sequence[Piece], on_demand: Sequence[Pool]) -> list[Piece]:
+    """What on-demand pools are to help with: not with what is late before they could, unless that piles up."""
+    soonest = -math.inf
+    if want.pool.count("ready", "starting") and on_demand:
+        soonest = min(soonest_useful(other, pieces) for other in on_demand)
+    kept, overdue = apart_from_late(pieces, want.capacity(), until_seconds=soonest)
+    short = want.capacity(speed=HEADROOM * want.pool.speed)
+    return [*rest_of(kept, short, kept_until_seconds=soonest), *overdue]
 
 
 def _is_held(want: Want, pieces: Sequence[Piece], *, reserve_seconds: float = 0.0) -> bool:
