@@ -63,7 +63,7 @@ class Zone(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int = 0
     """Within the last hour."""
     refused_ago_seconds: float = math.inf
-    """Since a replica was asked for there and none came within a cold start's p90."""
+    """Since a replica was last asked for there and none came within a cold start's p90; 0 while one is asked for so."""
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ class SimulatedZone:
             name=self.name,
             preempted_ago_seconds=now - self.last_preempted_at,
             preemptions=len(self.preempted_at),
-            refused_ago_seconds=now - refused_at if refused_at <= now else math.inf,
+            refused_ago_seconds=0.0 if refused_at <= now else math.inf,
         )
 
     def note_preemption(self, now: float) -> None:
