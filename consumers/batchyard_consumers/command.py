@@ -123,8 +123,12 @@ def _is_unknown(store: JobStore, version_id: int) -> bool:
 
 
 def _described(served: Any) -> str:
+    from batchyard_consumers.residents import size_of
+
     unit = served.model.cost_unit
     words = [f"loaded in {served.load_seconds:.2f} s", f"computes in {served.dtype}"]
+    if weights := size_of(served.model):
+        words.append(f"weights of {weights / 2**20:,.0f} MiB")
     speed = served.speed
     if speed.batches:
         fit = speed.line.fit()
@@ -133,6 +137,8 @@ def _described(served: Any) -> str:
             words.append(f"a batch takes {fit[0] * 1e6:.2f} µs a unit + {fit[1] * 1e3:.2f} ms")
         if speed.seconds_per_unit:
             words.append(f"about {1 / speed.seconds_per_unit:,.0f} {unit}/s")
+        if speed.seconds_per_job:
+            words.append(f"{1 / speed.seconds_per_job:,.0f} jobs/s of {speed.mean_cost:.0f} {unit}")
     else:
         words.append("speed and budget are learned from its first batches")
     return ", ".join(words)

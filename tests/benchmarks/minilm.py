@@ -50,9 +50,10 @@ def model_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def measure_system(*, inputs: list[str]) -> tuple[Measurement, np.ndarray[Any, Any]]:
+def measure_system(*, inputs: list[str], dtype: str = "float32") -> tuple[Measurement, np.ndarray[Any, Any]]:
     """Through `batchyard up`: first submit to last result fetched; the embeddings in input order come along."""
-    with running_system(database="sqlite", models=MODEL) as system, Client(system.url, timeout=300) as client:
+    models = f'{MODEL}dtype = "{dtype}"\n'
+    with running_system(database="sqlite", models=models) as system, Client(system.url, timeout=300) as client:
         for _ in client.map("minilm", [f"warm up number {n}" for n in range(64)]):
             pass
         embeddings: list[Any] = [None] * len(inputs)
