@@ -84,7 +84,7 @@ def _depth(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _minilm(options: argparse.Namespace) -> Iterator[str]:
-    """R: all-MiniLM-L6-v2 in fp32 through the whole system, over the best of a sweep of in-process loops; and in auto"""
+    """R: all-MiniLM-L6-v2 in fp32 through the whole system, over the best of a sweep of loops; and in auto"""
     inputs = minilm.texts(options.texts)
     ratios = []
     for round_number in range(options.rounds):
