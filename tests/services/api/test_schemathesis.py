@@ -76,7 +76,8 @@ class Inspector:
             for job in ids[::2]:
                 view = self.yard.store.get_jobs([parse_id(job) or 0], tenant_id=1, results=False)
                 if view and view[0].state.word == "queued" and not document.get("replayed"):
-                    self.yard.finish([job])
+                    # Its bulk may be paused, or its deadline a moment away.
+                    self.yard.finish([job], all_of_them=False)
 
     def tell(self) -> None:
         told = [f"{label}, {check}:\n  {shown}" for (label, check), shown in sorted(self.faults.items())]
