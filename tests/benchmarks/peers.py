@@ -140,7 +140,10 @@ def _drive(command: Sequence[str], env: dict[str, str], workers: list[int]) -> M
         raise RuntimeError(f"{command[1]}: {said['wrong']} results do not belong to their input")
     if "client_cpu_seconds" in said:
         cpu["client"] = said["client_cpu_seconds"]
-    return Measurement(jobs=said["jobs"], seconds=said["seconds"], cpu_seconds=cpu, durability=REDIS_DURABILITY)
+    extra = {"published_per_second": said["jobs"] / said["submit_seconds"]} if "submit_seconds" in said else {}
+    return Measurement(
+        jobs=said["jobs"], seconds=said["seconds"], cpu_seconds=cpu, durability=REDIS_DURABILITY, extra=extra
+    )
 
 
 def _answers(url: str) -> bool:
