@@ -1,6 +1,7 @@
 """Fixtures with real servers, one of each per run, and the rule about skips."""
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
@@ -22,6 +23,10 @@ from tests.servers import (
     valkey_server,
 )
 from tests.skips import in_ci, refuse_skip
+
+# In the background of a shell a process ignores Ctrl-C, and with it every process that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines measure a busy machine, not the code.
 hypothesis.settings.register_profile("batchyard", deadline=None, print_blob=True)

@@ -21,6 +21,7 @@ from batchyard.rendering import MEDIA_MSGPACK
 from batchyard.results import FRAMES_TYPE
 from batchyard_producer.calls import IDEMPOTENCY_KEY, Call, Parameter
 
+_CURSOR: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{0,18}$"}
 _WAIT: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": schemas.MAX_WAIT_SECONDS, "default": 0}
 _TENSORS = Parameter(
     name="tensors",
@@ -116,7 +117,7 @@ CALLS = (
         tag="bulks",
         handler=None,
         parameters=(
-            Parameter(name="after", about="The last cursor seen", schema={"type": "string", "pattern": "^[0-9]*$"}),
+            Parameter(name="after", about="The last cursor seen", schema=_CURSOR),
             Parameter(name="wait", about="Seconds without a new result after which the stream ends", schema=_WAIT),
             _TENSORS,
         ),
