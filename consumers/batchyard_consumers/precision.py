@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,17 +47,23 @@ class Convertible(Protocol):
     def agreement(self, reference: Any, outputs: Any) -> float: ...
 
 
-class InDtypes:
-    """The weights of a module in each dtype that is tried."""
+def narrowed(module: Any, dtype: torch.dtype) -> Any:
+    """A copy of the module, all of it in that dtype."""
+    return copy.deepcopy(module).to(dtype)
 
-    def __init__(self) -> None:
+
+class InDtypes:
+    """The weights of a module in each dtype that is tried; `narrow` makes the copies."""
+
+    def __init__(self, narrow: Callable[[Any, torch.dtype], Any] = narrowed) -> None:
+        self._narrow = narrow
         self._modules: dict[str, Any] = {}
 
     def use(self, module: Any, name: str, *, for_good: bool) -> Any:
         """The module in that dtype; the first that comes is in float32. For good, the others are forgotten."""
         full = self._modules.setdefault(FULL, module)
         if name not in self._modules:
-            self._modules[name] = copy.deepcopy(full).to(getattr(torch, name))
+            self._modules[name] = self._narrow(full, getattr(torch, name))
         found = self._modules[name]
         if for_good:
             self._modules.clear()

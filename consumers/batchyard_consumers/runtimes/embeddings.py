@@ -6,6 +6,7 @@ is not a plain text transformer goes the library's own way at forward, with its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -54,7 +55,7 @@ class SentenceEmbeddings(Model):
         self._encoder.eval()
         if "max_seq_length" in options:
             self._encoder.max_seq_length = int(options["max_seq_length"])
-        self._in_dtypes = InDtypes()
+        self._in_dtypes = InDtypes(_with_narrow_transformer)
         self._device = device
         self._truncate_dim = self._encoder.truncate_dim
         if _is_plain_text(self._encoder):
@@ -129,6 +130,22 @@ class SentenceEmbeddings(Model):
             known = ", ".join(sorted(prompts)) or "none"
             raise InvalidInput(f"the model has no prompt named {name!r}; it has: {known}")
         return str(prompts[name] or "")
+
+
+def _with_narrow_transformer(encoder: Any, dtype: torch.dtype) -> Any:
+    """A copy whose first module computes in that dtype; pooling and normalising stay in float32, so that rows of length
+    1 are of length 1."""
+    made = copy.deepcopy(encoder)
+    made[0].to(dtype)
+    made[0].register_forward_hook(_widened)
+    return made
+
+
+def _widened(_module: torch.nn.Module, _given: Any, features: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in features.items()
+    }
 
 
 def _is_plain_text(encoder: Any) -> bool:

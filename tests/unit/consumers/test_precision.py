@@ -113,6 +113,7 @@ def test_embeddings_in_bfloat16_stay_close() -> None:
     assert found.dtype == torch.float32
     assert model.agreement(expected, found) >= model.tolerance
     assert not torch.equal(expected, found)
+    assert (found.norm(dim=1) - 1).abs().max() < 1e-5
     lengths = [model.cost(item) for item in model.preprocess(list(proofs.TEXTS), {})]
     assert min(lengths) < 8
     assert max(lengths) > 150
