@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from batchyard.errors import InvalidInput, RetryableModelError
 from batchyard.model import ContinuousModel
-from batchyard_consumers.runtimes.sources import is_local
+from batchyard_consumers.runtimes.sources import origin
 
 STEP_SECONDS = 0.05
 """The longest wait for a token."""
@@ -85,16 +85,11 @@ class TextGeneration(ContinuousModel):
     def load(self, device: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where = {
-            "local_files_only": is_local(self.source),
-            "revision": self.options.get("revision"),
-            "trust_remote_code": bool(self.options.get("trust_remote_code", False)),
-        }
         self._module = AutoModelForCausalLM.from_pretrained(
-            self.source, use_safetensors=True, dtype=self.dtype, **where
+            self.source, use_safetensors=True, dtype=self.dtype, **origin(self)
         )
         self._module = self._module.to(device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(self.source, **where)
+        self._tokenizer = AutoTokenizer.from_pretrained(self.source, **origin(self))
         self._device = device
         self._inside = {}
         self.most_jobs = int(self.options.get("most_jobs", self.most_jobs))

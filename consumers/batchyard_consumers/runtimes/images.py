@@ -13,6 +13,7 @@ import torch
 
 from batchyard.errors import InvalidInput
 from batchyard_consumers.runtimes.pretrained import Pretrained
+from batchyard_consumers.runtimes.sources import origin
 
 MOST_PIXELS = 64_000_000
 """Of one image as sent: a few bytes may claim to be gigabytes of pixels."""
@@ -46,7 +47,7 @@ class ImageClassification(Pretrained):
         from transformers import AutoImageProcessor
 
         self._load_module(device)
-        self._processor = AutoImageProcessor.from_pretrained(self.source, backend="pil", **self._where())
+        self._processor = AutoImageProcessor.from_pretrained(self.source, backend="pil", **origin(self))
         self._device = device
 
     def preprocess(self, inputs: Sequence[Any], params: dict[str, Any]) -> Sequence[Any]:

@@ -11,7 +11,7 @@ from batchyard.errors import InvalidInput, ModelLoadError
 from batchyard.model import Model
 from batchyard_consumers.precision import InDtypes
 from batchyard_consumers.runtimes import proofs
-from batchyard_consumers.runtimes.sources import is_local
+from batchyard_consumers.runtimes.sources import origin
 from batchyard_consumers.runtimes.tokens import Tokenizer, is_stateless
 
 
@@ -57,31 +57,24 @@ class Pretrained(Model):
 
         kind = getattr(transformers, self._head)
         self._module = (
-            kind.from_pretrained(self.source, use_safetensors=True, dtype=torch.float32, **self._where())
+            kind.from_pretrained(self.source, use_safetensors=True, dtype=torch.float32, **origin(self))
             .to(device)
             .eval()
         )
         self._in_dtypes = InDtypes()
         names = self._module.config.id2label
         self._labels = [str(names[place]) for place in range(len(names))]
-        self.concurrent_forward = not self._where()["trust_remote_code"] and is_stateless(self._module)
+        self.concurrent_forward = not origin(self)["trust_remote_code"] and is_stateless(self._module)
 
     def _load_tokenizer(self, device: str) -> Tokenizer:
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(self.source, **self._where())
+        tokenizer: Any = AutoTokenizer.from_pretrained(self.source, **origin(self))
         if not tokenizer.is_fast:
             raise ModelLoadError("its tokenizer has no fast form (tokenizer.json), which this runtime needs")
         places = getattr(self._module.config, "max_position_embeddings", None)
         limits = [limit for limit in (self.options.get("max_tokens"), places) if isinstance(limit, int) and limit > 0]
         return Tokenizer(tokenizer, max_tokens=min(limits, default=None), device=device)
-
-    def _where(self) -> dict[str, Any]:
-        return {
-            "local_files_only": is_local(self.source),
-            "revision": self.options.get("revision"),
-            "trust_remote_code": bool(self.options.get("trust_remote_code", False)),
-        }
 
     def _logits(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """[rows, …, labels], float32, on the CPU."""

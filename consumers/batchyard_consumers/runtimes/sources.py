@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -84,6 +85,15 @@ def without_pickle() -> Iterator[None]:
             del os.environ[FORCE_WEIGHTS_ONLY]
         else:
             os.environ[FORCE_WEIGHTS_ONLY] = before
+
+
+def origin(model: Model) -> dict[str, Any]:
+    """How the libraries are told to fetch a model: nothing where it is on this machine, else the pinned revision."""
+    return {
+        "local_files_only": is_local(model.source),
+        "revision": model.options.get("revision"),
+        "trust_remote_code": bool(model.options.get("trust_remote_code", False)),
+    }
 
 
 def digest_of(settings: ModelSettings, model: Model) -> str:
