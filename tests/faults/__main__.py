@@ -1,13 +1,14 @@
-"""`python -m tests.faults`: runs, each in a process of its own and two at a time, and what they found."""
+"""`python -m tests.faults`: runs, each in a process of its own and some at a time, and what they found."""
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -32,6 +33,8 @@ PART_SECONDS = 3600.0
 """For one run at the most."""
 LONG = Combination("postgres", "redis")
 LONG_PARTS, LONG_JOBS, LONG_FAULTS = 40, 25_000, 50
+LONG_AT_A_TIME = 4
+"""Most of a part's time is spent waiting: for leases that run out, and for what stays away."""
 LONG_RECOVERY_MS = 45_000
 """For 99 of 100 faults."""
 LONG_LEFT_OVER = REPOSITORY / "build" / "faults-long"
@@ -53,6 +56,8 @@ class Done(NamedTuple):
 @click.option("--jobs", default=JOBS, help="Of each combination.")
 @click.option("--faults", help="How many of each combination, or their names with commas; default: each once.")
 @click.option("--long", "is_long", is_flag=True, help="A million jobs and 2,000 faults with default leases, resumed.")
+@click.option("--so-far", is_flag=True, help="Of the long run: only show what its parts have found.")
+@click.option("--at-a-time", type=click.IntRange(1), help="Runs side by side; default 2, of the long run's parts 4.")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Leave histories in this folder.")
 def main(
     *,
@@ -62,6 +67,8 @@ def main(
     jobs: int,
     faults: str | None,
     is_long: bool,
+    so_far: bool,
+    at_a_time: int | None,
     keep: Path | None,
 ) -> None:
     """Inject faults into the whole system under load, and judge the history of what became of each job."""
@@ -70,12 +77,13 @@ def main(
     with TemporaryDirectory(prefix="by-faults-") as temporary:
         folder = keep or Path(temporary)
         if is_long:
-            is_good = _judge(_long(LONG_LEFT_OVER), recovery_ms=LONG_RECOVERY_MS)
+            parts = _long(keep or LONG_LEFT_OVER, so_far=so_far, at_a_time=at_a_time or LONG_AT_A_TIME)
+            is_good = _judge(parts, recovery_ms=LONG_RECOVERY_MS)
         else:
             combinations = [] if mutants and not only else [c for c in COMBINATIONS if not only or str(c) in only]
             changed = mutants or ([] if only else list(MUTANTS))
             plans = [*_combinations(combinations, seed, jobs, faults), *_mutants(changed, seed)]
-            is_good = _judge(_carried_out(plans, folder))
+            is_good = _judge(_carried_out(plans, folder, at_a_time=at_a_time or AT_A_TIME))
     click.echo(f"seed {seed}, {time.monotonic() - began:.0f} s")
     sys.exit(0 if is_good else 1)
 
@@ -113,35 +121,45 @@ def _mutants(names: Sequence[str], seed: int) -> Iterator[tuple[str, Plan]]:
         )
 
 
-def _long(folder: Path) -> Iterator[Done]:
+def _long(folder: Path, *, so_far: bool, at_a_time: int) -> Iterator[Done]:
     """Part after part, those that an earlier call has done as they were found."""
-    for number in range(1, LONG_PARTS + 1):
-        name = f"part-{number:02}"
-        plan = Plan(
-            combination=LONG,
-            seed=number,
-            jobs=LONG_JOBS,
-            faults=LONG_FAULTS,
-            lease_seconds=DEFAULT_LEASE_SECONDS,
-            recovery_seconds=90.0,
+    plans = [
+        (
+            f"part-{number:02}",
+            Plan(
+                combination=LONG,
+                seed=number,
+                jobs=LONG_JOBS,
+                faults=LONG_FAULTS,
+                lease_seconds=DEFAULT_LEASE_SECONDS,
+                recovery_seconds=90.0,
+                rate=80.0,
+            ),
         )
-        told = folder / name / "findings.json"
-        if told.exists():
-            yield Done(name, plan, msgspec.json.decode(told.read_bytes(), type=Findings), "")
-            continue
-        done = _carry_out(name, plan, folder)
-        if done.found is not None and not done.found.rules:
+        for number in range(1, LONG_PARTS + 1)
+    ]
+    done = [(name, plan) for name, plan in plans if (folder / name / "findings.json").exists()]
+    for name, plan in done:
+        told = (folder / name / "findings.json").read_bytes()
+        yield Done(name, plan, msgspec.json.decode(told, type=Findings), "")
+    left = [] if so_far else [named for named in plans if named not in done]
+    for each in _carried_out(left, folder, at_a_time=at_a_time):
+        if each.found is not None and not each.found.rules:
             # Nobody will ask for it, and forty would fill a disk.
-            (folder / name / "history.jsonl").unlink()
-        yield done
+            (folder / each.name / "history.jsonl").unlink()
+        yield each
 
 
 # --- runs ---
 
 
-def _carried_out(plans: Sequence[tuple[str, Plan]], folder: Path) -> Iterator[Done]:
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        yield from pool.map(lambda named: _carry_out(named[0], named[1], folder), plans)
+def _carried_out(plans: Sequence[tuple[str, Plan]], folder: Path, *, at_a_time: int) -> Iterator[Done]:
+    with ThreadPoolExecutor(at_a_time) as pool:
+        running = [pool.submit(_carry_out, name, plan, folder) for name, plan in plans]
+        try:
+            yield from (each.result() for each in as_completed(running))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _carry_out(name: str, plan: Plan, folder: Path) -> Done:
@@ -149,20 +167,26 @@ def _carry_out(name: str, plan: Plan, folder: Path) -> Done:
     place.mkdir(parents=True, exist_ok=True)
     (place / "plan.json").write_bytes(msgspec.json.encode(plan))
     told = place / "findings.json"
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.part", str(place)],
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    # It ends with whoever holds the other end of its standard input.
+    lives_while_open, held = os.pipe()
     try:
-        said, _ = running.communicate(timeout=PART_SECONDS)
-    except subprocess.TimeoutExpired:
-        # It ends what it has started.
-        running.terminate()
-        said, _ = running.communicate()
+        running = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.part", str(place)],
+            cwd=REPOSITORY,
+            stdin=lives_while_open,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            said, _ = running.communicate(timeout=PART_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It ends what it has started.
+            running.terminate()
+            said, _ = running.communicate()
+    finally:
+        os.close(lives_while_open)
+        os.close(held)
     found = msgspec.json.decode(told.read_bytes(), type=Findings) if running.returncode == 0 else None
     return Done(name, plan, found, said)
 
@@ -192,13 +216,13 @@ def _judge(every: Iterable[Done], *, recovery_ms: int | None = None) -> bool:
 def _clean(done: Done) -> bool:
     plan, found = done.plan, done.found
     if found is None:
-        click.echo(f"{done.name}: did not end\n{done.said}\nAgain: {_again(plan)}")
+        click.echo(f"{done.name}: did not end\n{done.said}\nAgain: {_again(done)}")
         return False
     factor = DEFAULT_LEASE_SECONDS / plan.lease_seconds
     click.echo(f"{done.name}, {found.seconds:.0f} s, leases shortened by a factor of {factor:g}: {totals([found])}")
     click.echo(f"  seed {plan.seed}, history {found.digest}")
     if found.rules:
-        click.echo(f"{found.accusation}\nAgain: {_again(plan)}")
+        click.echo(f"{found.accusation}\nAgain: {_again(done)}")
     return not found.rules
 
 
@@ -210,15 +234,19 @@ def _caught(done: Done) -> bool:
         click.echo(f"mutant, caught in {found.seconds:.0f} s: {done.name} ({', '.join(by)})")
         return True
     what = done.said if found is None else f"only these rules found anything: {found.rules}"
-    click.echo(f"mutant, NOT CAUGHT: {done.name}\n{what}\nAgain: {_again(done.plan)}")
+    click.echo(f"mutant, NOT CAUGHT: {done.name}\n{what}\nAgain: {_again(done)}")
     return False
 
 
-def _again(plan: Plan) -> str:
+def _again(done: Done) -> str:
     """The command that repeats a run."""
-    chosen = f'--mutant "{plan.mutant}"' if plan.mutant else f"--only {plan.combination} --jobs {plan.jobs}"
-    if not plan.mutant:
-        chosen += f" --faults {plan.faults if isinstance(plan.faults, int) else ','.join(plan.faults)}"
+    plan = done.plan
+    if plan.mutant:
+        return f'python -m tests.faults --mutant "{plan.mutant}" --seed {plan.seed}'
+    if plan.lease_seconds == DEFAULT_LEASE_SECONDS:
+        return f"python -m tests.faults.part {LONG_LEFT_OVER.relative_to(REPOSITORY) / done.name}"
+    faults = plan.faults if isinstance(plan.faults, int) else ",".join(plan.faults)
+    chosen = f"--only {plan.combination} --jobs {plan.jobs} --faults {faults}"
     return f"python -m tests.faults {chosen} --seed {plan.seed}"
 
 
