@@ -134,6 +134,7 @@ def _long(folder: Path, *, so_far: bool, at_a_time: int) -> Iterator[Done]:
                 lease_seconds=DEFAULT_LEASE_SECONDS,
                 recovery_seconds=90.0,
                 rate=80.0,
+                clients=3,
             ),
         )
         for number in range(1, LONG_PARTS + 1)

@@ -7,6 +7,7 @@ stored, which the checker sees from the rows. Its one line of output is the call
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,12 @@ from tests.faults.model import answer
 
 JOBS = 5
 LEASE_MS = 30_000
+TELL_SECONDS = 100.0
+"""After which it tells where it stands; a little later it is ended."""
 
 
 def main(folder: Path) -> None:
+    faulthandler.dump_traceback_later(TELL_SECONDS)
     settings = load_settings(folder / "batchyard.toml")
     store = open_store(settings.database.url, state_dir=settings.state_dir)
     try:

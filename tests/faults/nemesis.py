@@ -30,7 +30,7 @@ HANDED_BACK_SECONDS = 5.0
 """For a broker to notice that a consumer is gone; nobody can take its tickets meanwhile."""
 UNKNOWN_JOB = 1 << 40
 """Ids from here on are older than any job."""
-LATE_WRITER_SECONDS = 60
+LATE_WRITER_SECONDS = 120
 BUSY_SECONDS = 3.0
 SETTLED_SHARE = 0.75
 """Of the faults; the others are followed by the next one while their damage lasts."""
