@@ -19,10 +19,11 @@ class _Flow(Protocol):
 
 
 class Proxy:
-    """Listens on `port` of the loopback and passes bytes on to a socket file or a port. Its loop has its own thread."""
+    """Listens on `port` and passes bytes on to a socket file or a port of the loopback. Its loop has its own thread."""
 
-    def __init__(self, upstream: Path | int) -> None:
+    def __init__(self, upstream: Path | int, host: str) -> None:
         self.port = 0
+        self._host = host
         self.lost = 0
         """Answers that were lost."""
         self._upstream = upstream
@@ -90,7 +91,7 @@ class Proxy:
                 await writer.drain()
 
     async def _accept(self, started: threading.Event, stopped: asyncio.Event) -> None:
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+        async with await asyncio.start_server(self._serve, self._host, 0) as server:
             self.port = server.sockets[0].getsockname()[1]
             started.set()
             await stopped.wait()
@@ -98,9 +99,9 @@ class Proxy:
 
 
 @contextmanager
-def proxy(upstream: Path | int) -> Iterator[Proxy]:
-    """A running proxy to a Unix socket or a loopback port."""
-    made = Proxy(upstream)
+def proxy(upstream: Path | int, *, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """A running proxy to a Unix socket or a loopback port, in the network namespace of whoever asks for it."""
+    made = Proxy(upstream, host)
     started, stopped = threading.Event(), asyncio.Event()
 
     def run() -> None:

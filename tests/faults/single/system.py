@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from batchyard.jobs import Lane
 from tests.faults.single.factors import LEASE_SECONDS, STATED_LEASE_SECONDS, shortened
 from tests.services.api.process import Process, started
 from tests.services.consumers.yard import Yard, until, yard
@@ -22,6 +25,9 @@ runtime = "batchyard_consumers.samples:NoOp"
 models = ["noop"]
 drain_seconds = 5
 """
+
+BLOCKED_SECONDS = 1.0
+"""The longest that anything but the one call to a server that hangs may be held up."""
 
 
 class System:
@@ -50,6 +56,55 @@ class System:
         store = self.place.store
         until(lambda: not any(row.jobs for row in store.recount() if not row.state.is_terminal), yard=self.place)
         check_ledgers(store)
+
+    def takes_tickets(self) -> bool:
+        """Whether a ticket for nothing is taken off the queue."""
+        place = self.place
+        queue_id = place.versions["noop@1"].queue_ids[Lane.FIRM]
+        place.ticket(queue_id, [1])
+        return place.broker.is_up and place.broker.depth(place.broker_name(queue_id)) == 0
+
+    def submit_under(self, keys: Sequence[str], *, patience_seconds: float = 60.0) -> list[int]:
+        """A job under each key, all at once and each until it is answered; returns their ids."""
+
+        def insist(key: str) -> int:
+            give_up = time.monotonic() + patience_seconds
+            while True:
+                try:
+                    headers = {"Idempotency-Key": key}
+                    answer = self.client.post("/v1/models/noop/jobs", json={"input": key}, headers=headers, timeout=3)
+                    if answer.status_code == 202:
+                        return int(answer.json()["id"], 16)
+                    assert answer.status_code == 503, answer.text
+                    assert int(answer.headers["Retry-After"]) >= 1
+                except httpx.TimeoutException:
+                    pass
+                assert time.monotonic() < give_up, "no answer"
+
+        with ThreadPoolExecutor(len(keys)) as threads:
+            return list(threads.map(insist, keys))
+
+    @contextmanager
+    def stays_alive(self) -> Iterator[None]:
+        """All the while `/healthz` is answered within `BLOCKED_SECONDS`: nothing holds the event loop up."""
+        slowest, stop = [0.0], threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=self.client.base_url, timeout=30) as client:
+                while not stop.wait(0.05):
+                    began = time.monotonic()
+                    client.get("/healthz").raise_for_status()
+                    slowest.append(time.monotonic() - began)
+
+        with ThreadPoolExecutor(1) as thread:
+            asking = thread.submit(ask)
+            try:
+                yield
+            finally:
+                stop.set()
+            asking.result()
+        print(f"slowest of {len(slowest) - 1} answers of /healthz: {max(slowest):.3f} s")
+        assert max(slowest) < BLOCKED_SECONDS
 
     def slowest_answers(self, *, seconds: float) -> tuple[list[int], float]:
         """Submit and ask without a pause; returns the ids accepted and the longest that any answer took."""

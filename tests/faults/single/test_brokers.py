@@ -15,12 +15,11 @@ from batchyard.broker import Broker
 from batchyard.jobs import Lane, State
 from tests.faults import servers
 from tests.faults.single.factors import shortened
-from tests.faults.single.system import System, system
+from tests.faults.single.system import BLOCKED_SECONDS, System, system
 from tests.services.api.process import started
 from tests.services.consumers.yard import until
 
 OUTAGE_SECONDS = 4.0
-BLOCKED_SECONDS = 1.0
 RESUME_SECONDS = 15.0
 
 
@@ -81,24 +80,16 @@ def test_jobs_go_on_without_the_broker_and_nobody_waits_for_it(
     running: System, valkey: servers.Valkey, trouble: Callable[[servers.Valkey], Any]
 ) -> None:
     seconds = shortened("outage", OUTAGE_SECONDS, stated=600.0 if trouble is dead else 60.0)
-    with trouble(valkey):
+    with trouble(valkey), running.stays_alive():
         ids, slowest = running.slowest_answers(seconds=seconds)
         assert slowest < BLOCKED_SECONDS
         running.finish(ids, timeout=RESUME_SECONDS)
     began = time.monotonic()
-    until(lambda: takes_tickets(running), timeout=RESUME_SECONDS, yard=running.place)
+    until(running.takes_tickets, timeout=RESUME_SECONDS, yard=running.place)
     print(f"consuming again after {time.monotonic() - began:.1f} s")
     running.finish(running.accepted(*range(100)), timeout=RESUME_SECONDS)
     assert {view.attempt for view in running.place.view(ids)} == {1}
     running.settle()
-
-
-def takes_tickets(running: System) -> bool:
-    """Whether a ticket for nothing is taken off the queue."""
-    place = running.place
-    queue_id = place.versions["noop@1"].queue_ids[Lane.FIRM]
-    place.ticket(queue_id, [1])
-    return place.broker.is_up and place.broker.depth(place.broker_name(queue_id)) == 0
 
 
 def test_what_was_committed_and_not_published_is_found_within_ten_seconds(
