@@ -32,6 +32,8 @@ from batchyard.store.records import (
     JobInput,
     JobPage,
     JobView,
+    Lease,
+    LeaseLost,
     Leftover,
     Line,
     ModelConfig,
@@ -63,6 +65,8 @@ __all__ = [
     "JobPage",
     "JobStore",
     "JobView",
+    "Lease",
+    "LeaseLost",
     "Leftover",
     "Line",
     "ModelConfig",
@@ -217,8 +221,8 @@ class JobStore(Protocol):
 
     # --- the dispatcher's chores (leader only; each bounded by `limit`, returning what it moved) ---
 
-    def lead(self, name: str, *, holder: int, lease_ms: int) -> bool:
-        """Take, keep or fail to get a named lease."""
+    def lead(self, name: str, *, holder: int, lease_ms: int) -> int:
+        """Take or keep a named lease: its term, counted up with every change of holder; 0 where another has it."""
 
     def resign(self, name: str, *, holder: int) -> None: ...
 
@@ -367,8 +371,9 @@ class JobStore(Protocol):
 
     # --- pools (decided by scalers) ---
 
-    def report_decision(self, *made: PoolDecision) -> None:
-        """Keep each in the place of its pool's last one."""
+    def report_decision(self, *made: PoolDecision, lease: Lease | None = None) -> None:
+        """Keep each in the place of its pool's last one. LeaseLost where the lease is another's by now: a leader that
+        was stopped in the middle of its round, and goes on after a longer time, changes nothing."""
 
     def decisions(self) -> list[PoolDecision]:
         """The last one of every pool that a scaler has ever decided about, by name."""
@@ -381,8 +386,11 @@ class JobStore(Protocol):
     def overrides(self) -> dict[str, PoolOverride]:
         """By pool; those that nobody ever touched are left out."""
 
-    def record_signals(self, *, spent: Sequence[SpendRow], learned_values: Mapping[str, Any]) -> None:
-        """Add to what was spent, and keep each JSON value in the place of the last one of its name; one transaction."""
+    def record_signals(
+        self, *, spent: Sequence[SpendRow], learned_values: Mapping[str, Any], lease: Lease | None = None
+    ) -> None:
+        """Add to what was spent, and keep each JSON value in the place of the last one of its name; one transaction.
+        LeaseLost as above: what another leader has counted is not counted again."""
 
     def spent(self, *, since_hour: int) -> list[SpendRow]:
         """By pool and hour, ascending."""

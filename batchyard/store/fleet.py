@@ -130,20 +130,21 @@ class Fleet(Moves):
             rows = connection.execute(select(consumers).where(present).order_by(consumers.c.started_at)).all()
         return [_consumer(row) for row in rows]
 
-    def lead(self, name: str, *, holder: int, lease_ms: int) -> bool:
+    def lead(self, name: str, *, holder: int, lease_ms: int) -> int:
         """See `JobStore.lead`."""
         with self._writing() as connection:
             now = self._database_ms(connection)
             row = connection.execute(select(leases).where(leases.c.name == name).with_for_update()).one_or_none()
             if row is None:
                 first = self._insert(leases).values(name=name, holder=holder, until=now + lease_ms, epoch=1)
-                return bool(connection.execute(first.on_conflict_do_nothing()).rowcount)
+                taken = first.on_conflict_do_nothing().returning(leases.c.epoch)
+                return int(connection.execute(taken).scalar_one_or_none() or 0)
             if row.holder != holder and row.until > now:
-                return False
-            epoch = row.epoch if row.holder == holder else row.epoch + 1
+                return 0
+            epoch: int = row.epoch if row.holder == holder else row.epoch + 1
             kept = leases.update().where(leases.c.name == name)
             connection.execute(kept.values(holder=holder, until=now + lease_ms, epoch=epoch))
-            return True
+            return epoch
 
     def resign(self, name: str, *, holder: int) -> None:
         """See `JobStore.resign`."""

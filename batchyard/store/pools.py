@@ -6,19 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Connection, Row, select
 
-from batchyard.store.base import PoolDecision, PoolOverride, SpendRow
+from batchyard.store.base import Lease, LeaseLost, PoolDecision, PoolOverride, SpendRow
 from batchyard.store.sql import SqlStore
-from batchyard.store.tables import decisions, learned, pool_overrides, spend
+from batchyard.store.tables import decisions, learned, leases, pool_overrides, spend
 
 
 class Pools(SqlStore):
     """Small tables that the leading scaler writes and everybody reads."""
 
-    def report_decision(self, *made: PoolDecision) -> None:
+    def report_decision(self, *made: PoolDecision, lease: Lease | None = None) -> None:
         """See `JobStore.report_decision`."""
         with self._writing() as connection:
+            _require(lease, connection)
             for decision in made:
                 values = _decision_values(decision)
                 insert = self._insert(decisions).values(pool=decision.pool, **values)
@@ -49,9 +50,12 @@ class Pools(SqlStore):
             rows = connection.execute(select(pool_overrides)).all()
         return {row.pool: PoolOverride(pool=row.pool, pinned=row.pinned, is_paused=bool(row.paused)) for row in rows}
 
-    def record_signals(self, *, spent: Sequence[SpendRow], learned_values: Mapping[str, Any]) -> None:
+    def record_signals(
+        self, *, spent: Sequence[SpendRow], learned_values: Mapping[str, Any], lease: Lease | None = None
+    ) -> None:
         """See `JobStore.record_signals`."""
         with self._writing() as connection:
+            _require(lease, connection)
             for row in spent:
                 added = {"replica_seconds": row.replica_seconds, "dollars": row.dollars}
                 insert = self._insert(spend).values(pool=row.pool, hour=row.hour, **added)
@@ -78,6 +82,15 @@ class Pools(SqlStore):
         with self._reading() as connection:
             rows = connection.execute(wanted).all()
         return {row.name: json.loads(row.value) for row in rows}
+
+
+def _require(lease: Lease | None, connection: Connection) -> None:
+    """Until the transaction ends nobody else takes it."""
+    if lease is None:
+        return
+    held = select(leases.c.holder).where(leases.c.name == lease.name).with_for_update()
+    if connection.execute(held).scalar_one_or_none() != lease.holder:
+        raise LeaseLost(f"the lease {lease.name} is another's by now")
 
 
 def _decision_values(made: PoolDecision) -> dict[str, Any]:

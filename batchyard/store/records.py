@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from batchyard.errors import Unavailable
+from batchyard.errors import Conflict, Unavailable
 from batchyard.jobs import ErrorInfo, Lane, State
 from batchyard.webhooks import Event
 
@@ -156,6 +156,17 @@ def followed(made: PoolDecision | None, *, pool: str, now_ms: int) -> PoolDecisi
         age = made.age_seconds(now_ms=now_ms)
         raise Unavailable(f"the last decision about the pool {pool} is {age:.0f} s old: does a scaler run?")
     return made
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """What says that one holder leads; see `JobStore.lead`."""
+
+    name: str
+    holder: int
+
+
+class LeaseLost(Conflict):
+    """Another holder has the lease by now: nothing was written."""
 
 
 class PoolOverride(msgspec.Struct, frozen=True, kw_only=True):

@@ -180,7 +180,7 @@ class Dispatcher:
         now = self._clock()
         if now < self._lead_at:
             return
-        leads = self._store.lead(LEASE_NAME, holder=self.holder, lease_ms=round(self._timing.lease * 1000))
+        leads = self._store.lead(LEASE_NAME, holder=self.holder, lease_ms=round(self._timing.lease * 1000)) > 0
         self._chores.database_answered()
         self._lead_at = now + self._timing.lead
         if leads != self._leads:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from batchyard.errors import BatchyardError, ServerError, Unavailable
 from batchyard.settings import Settings
-from batchyard.store.base import JobStore, PoolDecision
+from batchyard.store.base import JobStore, Lease, LeaseLost, PoolDecision
 from batchyard.telemetry import log_event
 from batchyard_scaler.policy.checking import ContradictoryFleet
 from batchyard_scaler.policy.deciding import decide
@@ -35,9 +35,10 @@ class Sizer:
     def __init__(self, settings: Settings, *, store: JobStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._signals = Signals(settings, store)
-        self._holder = secrets.randbits(62)
-        self._leads: bool | None = None
+        self._lease = Lease(name=LEASE_NAME, holder=secrets.randbits(62))
+        self._signals = Signals(settings, store, lease=self._lease)
+        self._term: int | None = None
+        """Of the lease; 0: another scaler leads, None: not known yet."""
         self._lead_at = -math.inf
         self._written: dict[str, PoolDecision] = {}
 
@@ -45,6 +46,13 @@ class Sizer:
         """One decision about every pool, written down; None where another scaler leads. Unavailable."""
         if not self._lead():
             return None
+        try:
+            return self._decide(held)
+        except LeaseLost:  # this process was stopped for longer than its lease
+            self._note(0)
+            return None
+
+    def _decide(self, held: Held) -> list[PoolDecision]:
         zones = {name: made.zones for name, made in self._written.items()}
         look = self._signals.look(held=held, asked_zones=zones)
         try:
@@ -57,25 +65,31 @@ class Sizer:
 
     def resign(self) -> None:
         """Let another scaler lead at once, where this one does."""
-        if self._leads:
-            self._leads = False
-            self._store.resign(LEASE_NAME, holder=self._holder)
+        if self._term:
+            self._term = 0
+            self._store.resign(LEASE_NAME, holder=self._lease.holder)
 
     def _lead(self) -> bool:
         now = self._clock()
         if now - self._lead_at >= LEAD_SECONDS:
-            leads = self._store.lead(LEASE_NAME, holder=self._holder, lease_ms=round(LEASE_SECONDS * 1000))
-            if leads and not self._leads:
+            term = self._store.lead(LEASE_NAME, holder=self._lease.holder, lease_ms=round(LEASE_SECONDS * 1000))
+            if term and term != self._term:  # perhaps once more: what another did meanwhile is in the store
                 self._signals.begin(self._store.learned())
                 self._written.clear()
-            if leads != self._leads:
-                log_event(log, "leadership_changed", leads=leads)
-            self._leads, self._lead_at = leads, now
-        return bool(self._leads)
+            self._note(term)
+            self._lead_at = now
+        return bool(self._term)
+
+    def _note(self, term: int) -> None:
+        if term != self._term:
+            log_event(log, "leadership_changed", leads=term > 0)
+        self._term = term
 
     def _report(self, made: Sequence[PoolDecision]) -> None:
         """Write down those that are new, and those whose last word has aged."""
         due = [decision for decision in made if _is_due(decision, self._written.get(decision.pool))]
+        if due:
+            self._store.report_decision(*due, lease=self._lease)
         for decision in due:
             last = self._written.get(decision.pool)
             before = 0 if last is None else last.replicas
@@ -89,9 +103,7 @@ class Sizer:
                     rule=decision.rule,
                     reason=decision.reason,
                 )
-        if due:
-            self._store.report_decision(*due)
-            self._written |= {decision.pool: decision for decision in due}
+        self._written |= {decision.pool: decision for decision in due}
 
 
 def _is_due(made: PoolDecision, last: PoolDecision | None) -> bool:

@@ -1,8 +1,11 @@
 """`batchyard scaler` as it runs in a cluster: decisions in the database, and consumers left to others."""
 
+import json
 import signal
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 from batchyard import Client
@@ -46,26 +49,45 @@ def scaler_process(folder: Path, name: str) -> subprocess.Popen[bytes]:
         )
 
 
-def test_of_two_scalers_one_decides_and_the_other_takes_over_when_it_is_killed(tmp_path: Path) -> None:
+def test_another_scaler_takes_over_from_one_that_is_stopped_and_from_one_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "batchyard.toml").write_text(CONFIG)
     subprocess.run(command("migrate"), cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=60)
     store = open_store("sqlite", state_dir=tmp_path / ".batchyard")
     scalers = {name: scaler_process(tmp_path, name) for name in ("a", "b")}
 
-    def leading() -> list[str]:
-        return [name for name in scalers if b'"leads":true' in (tmp_path / name).read_bytes()]
+    def changes(name: str) -> list[bool]:
+        """Of leadership, as the scaler told them."""
+        told = (json.loads(line) for line in (tmp_path / name).read_text().splitlines())
+        return [event["leads"] for event in told if event["event"] == "leadership_changed"]
 
-    def decided_at_ms() -> int:
-        return max((made.decided_at_ms for made in store.decisions()), default=0)
+    def let_the_lease_lapse() -> None:
+        """Its five seconds, which nobody has to wait for."""
+        with closing(sqlite3.connect(tmp_path / ".batchyard/batchyard.db", timeout=30)) as database, database:
+            database.execute("UPDATE leases SET until = 0 WHERE name = 'scaler'")
+
+    def decides() -> bool:
+        """Somebody does, from now on."""
+        return max((made.decided_at_ms for made in store.decisions()), default=0) > since_ms
 
     try:
-        assert eventually(lambda: decided_at_ms() > 0 and len(leading()) == 1, seconds=40)
-        [first] = leading()
-        scalers[first].kill()
-        scalers.pop(first).communicate()
-        killed_ms = store.now_ms()
-        # The lease is five seconds; what the killed one decided is a minute old before it counts as stale.
-        assert eventually(lambda: len(leading()) == 1 and decided_at_ms() > killed_ms, seconds=30)
+        since_ms = 0
+        assert eventually(lambda: decides() and sorted(map(changes, scalers)) == [[False], [True]], seconds=40)
+        [first] = [name for name in scalers if changes(name) == [True]]
+        [second] = scalers.keys() - {first}
+
+        scalers[first].send_signal(signal.SIGSTOP)
+        since_ms = store.now_ms()
+        let_the_lease_lapse()
+        assert eventually(lambda: decides() and changes(second) == [False, True], seconds=30)
+        scalers[first].send_signal(signal.SIGCONT)
+        assert eventually(lambda: changes(first) == [True, False], seconds=30)
+        assert changes(second) == [False, True]
+
+        scalers[second].kill()
+        scalers[second].wait(30)
+        since_ms = store.now_ms()
+        let_the_lease_lapse()
+        assert eventually(lambda: decides() and changes(first) == [True, False, True], seconds=30)
         assert not any(made.is_stale(now_ms=store.now_ms()) for made in store.decisions())
     finally:
         for scaler in scalers.values():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from batchyard.jobs import Lane
 from batchyard.settings import PoolSettings, Settings
-from batchyard.store.base import ConsumerInfo, JobStore, ModelVersion, PoolOverride, SpendRow
+from batchyard.store.base import ConsumerInfo, JobStore, Lease, ModelVersion, PoolOverride, SpendRow
 from batchyard_scaler.policy.records import Demand, Due, Fleet, Pool
 from batchyard_scaler.signals.arrivals import Arrivals, usual_slack_seconds
 from batchyard_scaler.signals.demand import Waiting, demand_of, waiting_by_queue
@@ -44,10 +44,12 @@ class Look(NamedTuple):
 class Signals:
     """Owned by one thread. `begin` is called whenever this scaler comes to lead, and `look` while it does."""
 
-    def __init__(self, settings: Settings, store: JobStore) -> None:
+    def __init__(self, settings: Settings, store: JobStore, *, lease: Lease | None = None) -> None:
+        """`lease`: what is written down is refused where another has it."""
         self._settings = settings
         self._pools = {pool.name: pool for pool in settings.pools}
         self._store = store
+        self._lease = lease
         self.begin({})
 
     def begin(self, learned: Mapping[str, Any]) -> None:
@@ -68,7 +70,7 @@ class Signals:
         """Pool and version: a consumer of the pool has loaded it, or tried to."""
 
     def look(self, *, held: Held, asked_zones: Mapping[str, Mapping[str, int]]) -> Look:
-        """Read everything; Unavailable. `asked_zones`: pool → zone → replicas of the last decision."""
+        """Read everything; Unavailable, LeaseLost. `asked_zones`: pool → zone → replicas of the last decision."""
         versions, backlog = [version for version in self._store.models() if version.active], self._store.backlog()
         consumers = [info for info in self._store.consumers() if info.pool in self._pools]
         overrides, now_ms = self._store.overrides(), self._store.now_ms()
@@ -219,7 +221,8 @@ class Signals:
         found: dict[str, Any] = {"starts": self._starts.known(), "speeds": self._speeds.known()}
         found |= {f"{SEASON}{queue_id}": self._arrivals[queue_id].known() for queue_id in self._learned_anew}
         changed = {name: value for name, value in found.items() if value and value != self._kept.get(name)}
-        self._store.record_signals(spent=spent, learned_values={**changed, "spent_until_ms": now_ms})
+        values = {**changed, "spent_until_ms": now_ms}
+        self._store.record_signals(spent=spent, learned_values=values, lease=self._lease)
         self._kept |= changed
         self._learned_anew.clear()
         self._spent_until_ms = self._kept_ms = now_ms

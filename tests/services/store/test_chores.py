@@ -94,14 +94,15 @@ def test_expired_jobs_of_a_bulk_stand_in_its_results(yard: Yard) -> None:
 
 
 def test_one_holder_leads_until_it_lets_go(store: JobStore) -> None:
-    assert store.lead("dispatcher", holder=1, lease_ms=60_000)
+    first = store.lead("dispatcher", holder=1, lease_ms=60_000)
+    assert first
     assert not store.lead("dispatcher", holder=2, lease_ms=60_000)
-    assert store.lead("dispatcher", holder=1, lease_ms=60_000)
+    assert store.lead("dispatcher", holder=1, lease_ms=60_000) == first
     assert store.lead("other", holder=2, lease_ms=60_000)
     store.resign("dispatcher", holder=2)
     assert not store.lead("dispatcher", holder=2, lease_ms=60_000)
     store.resign("dispatcher", holder=1)
-    assert store.lead("dispatcher", holder=2, lease_ms=60_000)
+    assert store.lead("dispatcher", holder=2, lease_ms=60_000) > first
     store.resign("unknown", holder=2)
 
 

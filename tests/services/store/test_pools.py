@@ -1,9 +1,10 @@
 """What is kept about pools: decisions, what people fixed by hand, spend, and what scalers learned."""
 
 import msgspec
+import pytest
 
 from batchyard.jobs import State
-from batchyard.store.base import JobStore, PoolDecision, PoolOverride, SpendRow
+from batchyard.store.base import JobStore, Lease, LeaseLost, PoolDecision, PoolOverride, SpendRow
 from tests.services.store.yard import Yard, succeeded, waiting
 
 
@@ -54,6 +55,26 @@ def test_spend_adds_up_by_hour_and_what_was_learned_is_replaced(store: JobStore)
     assert store.spent(since_hour=11) == [later]
     assert store.learned() == {"speed": {"m": [1.5]}, "until": 6}
     assert store.learned("until", "unknown") == {"until": 6}
+
+
+def test_a_leader_that_was_followed_writes_nothing_more(store: JobStore) -> None:
+    old, new = Lease(name="scaler", holder=1), Lease(name="scaler", holder=2)
+    hour = SpendRow(pool="gpu", hour=10, replica_seconds=60.0, dollars=0.5)
+    assert store.lead(old.name, holder=old.holder, lease_ms=60_000)
+    store.report_decision(decision(), lease=old)
+    store.record_signals(spent=[hour], learned_values={"until": 5}, lease=old)
+    store.resign(old.name, holder=old.holder)
+    assert store.lead(new.name, holder=new.holder, lease_ms=60_000)
+
+    with pytest.raises(LeaseLost):
+        store.report_decision(msgspec.structs.replace(decision(), replicas=9), lease=old)
+    with pytest.raises(LeaseLost):
+        store.record_signals(spent=[hour], learned_values={"until": 6}, lease=old)
+
+    assert (store.decisions(), store.spent(since_hour=0)) == ([decision()], [hour])
+    assert store.learned() == {"until": 5}
+    store.report_decision(msgspec.structs.replace(decision(), replicas=4), lease=new)
+    assert [made.replicas for made in store.decisions()] == [4]
 
 
 def test_arrivals_never_fall(yard: Yard) -> None:

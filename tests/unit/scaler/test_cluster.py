@@ -124,6 +124,37 @@ def test_of_two_scalers_one_decides_and_the_other_takes_over_when_its_lease_laps
     assert [made.decided_at_ms for made in yard.store.decisions()] == [yard.now_ms], "one who lost the lease is quiet"
 
 
+def test_a_leader_that_was_stopped_in_the_middle_of_a_round_changes_nothing(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard.register()
+    yard.scaler.look()
+    other, read = yard.new_scaler(), yard.store.now_ms
+
+    def stopped_meanwhile() -> int:
+        """Nearly all was read, and then the process stood still while another led for a while."""
+        monkeypatch.setattr(yard.store, "now_ms", read)
+        for _ in range(5):
+            yard.now_ms += 10_000
+            other.look()
+        return read()
+
+    yard.submit(8)
+    monkeypatch.setattr(yard.store, "now_ms", stopped_meanwhile)
+    yard.scaler.look()
+
+    [made] = yard.store.decisions()
+    [spent] = yard.store.spent(since_hour=0)
+    assert (made.decided_at_ms, made.replicas) == (yard.now_ms, 5)
+    assert spent.replica_seconds == 50.0
+    # The other has ended without a word: the first goes on from what it left.
+    for seconds in (6, 20):
+        yard.now_ms += seconds * 1000
+        yard.scaler.look()
+    [spent] = yard.store.spent(since_hour=0)
+    assert spent.replica_seconds == 76.0
+
+
 def test_what_was_learned_and_spent_outlives_the_scaler(yard: Yard) -> None:
     hour_ms = 3_600_000
     yard.now_ms = NOW_MS // hour_ms * hour_ms
