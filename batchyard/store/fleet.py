@@ -105,18 +105,16 @@ class Fleet(Moves):
             counted |= PREEMPTED
         if suspect:
             counted["suspect"] = True
-        by_attempt: dict[int, list[int]] = {}
-        for job in held:
-            by_attempt.setdefault(job.attempt, []).append(job.id)
+        attempt_of = {job.id: job.attempt for job in held}
+        # The sums keep planners from the index on owners: the ids are the way in.
+        mine = and_(jobs.c.state + 0 == int(State.RUNNING), jobs.c.owner + 0 == owner)
+        fenced = select(*JOB_ROW, jobs.c.attempt).where(self._among(jobs.c.id, sorted(attempt_of)), mine)
         deltas = Deltas()
-        rows: list[JobRow] = []
         with self._writing() as connection:
             now = self._database_ms(connection)
-            for attempt, ids in sorted(by_attempt.items()):
-                # The sums keep planners from the index on owners: the ids are the way in.
-                mine = and_(jobs.c.state + 0 == int(State.RUNNING), jobs.c.owner + 0 == owner)
-                fenced = select(*JOB_ROW).where(self._among(jobs.c.id, ids), mine, jobs.c.attempt == attempt)
-                rows += self._lock_all_jobs(connection, fenced)
+            # All at once, so that they are locked in the order of their ids whatever their attempts.
+            locked = connection.execute(fenced.order_by(jobs.c.id).with_for_update(of=jobs)).all()
+            rows = [JobRow(*row[:-1]) for row in locked if row.attempt == attempt_of[row.id]]
             self._requeue(connection, rows, deltas=deltas, now_ms=now, **counted)
             self._record(connection, deltas)
         back = {row.id for row in rows if not row.cancel_requested}

@@ -20,6 +20,8 @@ class Progress(SqlStore):
         mine = select(jobs.c.id, jobs.c.attempt).where(
             self._among(jobs.c.id, sorted(job.id for job, _ in notes)), IS_RUNNING, jobs.c.owner == owner
         )
+        # Locked, or what takes a job away could come between this look and the write.
+        mine = mine.order_by(jobs.c.id).with_for_update(read=True)
         with self._writing() as connection:
             rows = [
                 {"job_id": row.id, "attempt": row.attempt, "body": bodies[row.id, row.attempt]}

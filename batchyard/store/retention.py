@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, and_, func, select
 from batchyard.jobs import ID_EPOCH_MS, ID_STRIDE, State
 from batchyard.store.deltas import HOUR_MS, Deltas, JobRow
 from batchyard.store.moves import Moves
-from batchyard.store.sql import JOB_ROW, job_rows
+from batchyard.store.sql import IS_RUNNING, JOB_ROW, job_rows
 from batchyard.store.tables import (
     BULK_COUNTS,
     bulk_chunks,
@@ -116,5 +116,7 @@ class Retention(Moves):
         ids = connection.execute(old.order_by(tombstones.c.retired_at).limit(limit)).scalars().all()
         if ids:
             connection.execute(tombstones.delete().where(self._among(tombstones.c.id, ids)))
+        # Whoever takes back what a consumer held finds it by the consumer's row.
+        held = select(jobs.c.id).where(IS_RUNNING, jobs.c.owner == consumers.c.id).exists()
         away = and_(consumers.c.state.in_(("gone", "dead")), consumers.c.lease_until < now_ms - AWAY_KEPT_MS)
-        connection.execute(consumers.delete().where(away))
+        connection.execute(consumers.delete().where(away, ~held))

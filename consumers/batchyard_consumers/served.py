@@ -12,6 +12,9 @@ from batchyard.model import ContinuousModel, Model
 from batchyard.settings import ModelSettings
 from batchyard_consumers.speed import Speed
 
+MOST_COST = 1 << 40
+"""Of an item: the sums of any number of them that a ledger holds fit into 64 bits."""
+
 
 @dataclass(eq=False)
 class Served:
@@ -71,9 +74,12 @@ class Served:
         self.model = model
 
     def costs(self, items: Sequence[Any]) -> list[int]:
-        """Exact cost of each item, at least 1."""
+        """Exact cost of each item, at least 1; ValueError above MOST_COST."""
         assert self.model is not None
         if self.is_level:
             return [1] * len(items)
         cost = self.model.cost
-        return [max(1, int(cost(item))) for item in items]
+        costs = [max(1, int(cost(item))) for item in items]
+        if costs and max(costs) > MOST_COST:
+            raise ValueError(f"the model's cost() says {max(costs)}; an item costs at most {MOST_COST}")
+        return costs

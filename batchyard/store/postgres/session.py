@@ -55,6 +55,7 @@ class Session(SharedStore):
         self._hot = HotPool(parsed)
         self._clock_offset_ms = 0.0
         self._clock_due = 0.0
+        self._clock_took = 0.0
 
     def close(self) -> None:
         """See `JobStore.close`."""
@@ -94,12 +95,13 @@ class Session(SharedStore):
     def _set_clock(self, database_ms: float, *, asked: float) -> bool:
         """The clock was read by a bare statement sent at `asked`; halfway is as good a guess as any.
 
-        False where the reading took so long that it says little, and is taken only for want of another.
+        False where the reading took so long that it says little, and is taken only for want of a better one.
         """
         heard = time.monotonic()
         is_good = heard - asked < CLOCK_TRUSTED_SECONDS
-        if is_good or heard >= self._clock_due:
+        if is_good or heard - asked < self._clock_took or heard >= self._clock_due:
             self._clock_offset_ms = database_ms - (asked + heard) * 500
+            self._clock_took = heard - asked
             self._clock_due = heard + CLOCK_KEPT_SECONDS
         return is_good
 
@@ -111,24 +113,30 @@ class Session(SharedStore):
 
     # --- hot statements ---
 
-    def _run(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
+    def _run(self, statement: Statement, *, then: Statement | None = None, **values: Any) -> list[tuple[Any, ...]]:
         """Run one hot statement in a transaction of its own; one that fell to a deadlock is tried again, once.
 
+        `then` comes in the same transaction: it sees what the first had to wait for. Only the first is answered.
         Raises ConnectionLost where it may have been committed, Unavailable where it was not; errors of the data pass.
         """
-        arguments = statement.arguments(values)
         try:
             try:
-                return self._execute(statement, arguments)
+                return self._execute(statement, then, values)
             except (DeadlockDetected, SerializationFailure):
-                return self._execute(statement, arguments)
+                return self._execute(statement, then, values)
         except _AWAY as away:
             raise unavailable(away, database="postgres") from away
 
-    def _execute(self, statement: Statement, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def _execute(self, statement: Statement, then: Statement | None, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with self._hot.connection() as connection:
             try:
-                return connection.cursor(binary=True).execute(statement.text, arguments, prepare=True).fetchall()
+                cursor = connection.cursor(binary=True)
+                if then is None:
+                    return cursor.execute(statement.text, statement.arguments(values), prepare=True).fetchall()
+                with connection.transaction():
+                    rows = cursor.execute(statement.text, statement.arguments(values), prepare=True).fetchall()
+                    cursor.execute(then.text, then.arguments(values), prepare=True)
+                return rows
             except _AWAY as away:
                 if connection.closed or _is_goodbye(away.sqlstate):
                     connection.close()

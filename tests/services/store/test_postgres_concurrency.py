@@ -313,3 +313,32 @@ def test_a_submission_locks_bulks_before_payloads_as_deletions_do(
         deletion.rollback()
         (answer,) = submitting.result()
     assert isinstance(answer, Accepted)
+
+
+def test_jobs_of_several_attempts_are_released_in_the_order_of_their_ids(
+    yard: Yard, open_another: Open, session: Any, database: str
+) -> None:
+    first, second = yard.submit(2)
+    yard.store.release(yard.claim([first]), owner=yard.owner)
+    held = yard.claim([first, second])
+    assert [job.attempt for job in held] == [2, 1]
+    with psycopg.connect(database.replace("+psycopg", "")) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("SELECT 1 FROM jobs WHERE id = %s FOR UPDATE", [first])
+        releasing = threads.submit(open_another().release, held, owner=yard.owner)
+        eventually(lambda: _waiting(session) == 1)
+        other.execute("SELECT 1 FROM jobs WHERE id = %s FOR UPDATE NOWAIT", [second])
+        other.rollback()
+        assert releasing.result() == [first, second]
+
+
+def test_progress_waits_for_whoever_takes_the_job_away(
+    yard: Yard, open_another: Open, session: Any, database: str
+) -> None:
+    (job,) = yard.claim(yard.submit(1))
+    with psycopg.connect(database.replace("+psycopg", "")) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("UPDATE jobs SET attempt = attempt + 1")
+        telling = threads.submit(open_another().report_progress, [(job, b'"late"')], owner=yard.owner)
+        eventually(lambda: _waiting(session) == 1)
+        other.commit()
+        telling.result()
+    assert session.execute("SELECT count(*) FROM job_progress").fetchone() == (0,)

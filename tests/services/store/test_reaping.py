@@ -6,6 +6,7 @@ from batchyard.blame import CRASH_LIMIT, UNEXPLAINED_LIMIT
 from batchyard.errors import NotFound
 from batchyard.jobs import State
 from batchyard.store.base import JobStore
+from batchyard.store.retention import AWAY_KEPT_MS
 from tests.services.store.yard import TENANT, Yard, eventually, failed, succeeded
 
 SOLE = "was ended by SIGABRT"
@@ -198,3 +199,17 @@ def test_a_machine_that_was_taken_back_blames_no_job(yard: Yard) -> None:
         assert [yard.view(job_id).preemptions for job_id in ids] == [preemptions] * 2
     assert suspects(yard, ids) == [False, False]
     assert [yard.view(job_id).crashes for job_id in ids] == [0, 0]
+
+
+def test_a_consumer_long_gone_is_remembered_until_all_that_it_held_is_taken_back(yard: Yard) -> None:
+    """As after a machine was off for days: its lease is old the moment it is found to be over."""
+    ids = yard.submit(3)
+    owner = yard.consumer()
+    yard.claim(ids, owner=owner)
+    yard.store.renew(owner, lease_ms=-3 * AWAY_KEPT_MS, state="ready", stats={})
+    back = []
+    for _ in ids:
+        back += yard.store.reap(limit=1)[yard.queue]
+        yard.store.retire(finished_before_ms=0, limit=10, tombstone_ms=1 << 40)
+    assert sorted(back) == ids
+    assert owner not in [consumer.id for consumer in yard.store.consumers()]

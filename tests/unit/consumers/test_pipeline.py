@@ -108,7 +108,7 @@ class Grumpy(Model):
         return list(inputs)
 
     def cost(self, item: Any) -> int:
-        return {"free": 0}[item] if isinstance(item, str) else 1
+        return {"free": 0, "boundless": 1 << 63}[item] if isinstance(item, str) else 1
 
     def forward(self, items: Sequence[Any]) -> Any:
         return items
@@ -116,7 +116,7 @@ class Grumpy(Model):
 
 def test_what_preprocess_or_cost_raise_fails_the_guilty_alone() -> None:
     with Line({"grumpy": Grumpy()}) as line:
-        views = line.finish(line.submit("grumpy", [1, "stop", 2, "refuse", 3, "costly", "free"]))
+        views = line.finish(line.submit("grumpy", [1, "stop", 2, "refuse", 3, "costly", "free", "boundless"]))
         assert [value_of(view) for view in views] == [
             1,
             "model_error",
@@ -125,6 +125,7 @@ def test_what_preprocess_or_cost_raise_fails_the_guilty_alone() -> None:
             3,
             "model_error",
             "free",
+            "model_error",
         ]
 
 
