@@ -25,7 +25,7 @@ from typing import NamedTuple
 from batchyard.settings import Settings
 from batchyard.store.base import JobStore
 
-SLOTS = 8
+SLOTS = 16
 SLOT_JOBS = 16_384
 _SLOT_NUMBERS = 2 + SLOT_JOBS
 _NUMBERS = 1 + SLOTS * _SLOT_NUMBERS

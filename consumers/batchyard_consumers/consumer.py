@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from batchyard.broker import Broker, queue_name
 from batchyard.errors import BatchyardError, BrokerDown, Unavailable
-from batchyard.jobs import ErrorInfo, Lane, Outcome, State
+from batchyard.jobs import ClaimedJob, ErrorInfo, Lane, Outcome, State
 from batchyard.payloads import fetch_from, open_objects
 from batchyard.scheduling import FairShare, choose
 from batchyard.settings import PoolSettings, Settings
@@ -20,9 +20,10 @@ from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.catalog import models_of, queues_of, versions_in
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
-from batchyard_consumers.device import Running, choose_device, shares_of
-from batchyard_consumers.drain import Drain
-from batchyard_consumers.executing import open_recorder
+from batchyard_consumers.device import choose_device, shares_of
+from batchyard_consumers.drain import Blame, Drain
+from batchyard_consumers.executing import Task, open_recorder
+from batchyard_consumers.failures import in_a_line
 from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
 from batchyard_consumers.loading import Loader
 from batchyard_consumers.meter import Meter
@@ -94,6 +95,7 @@ class Consumer:
         self._ends_at = 0.0
         """Not before, by the monotonic clock, unless it is told to end."""
         self._drain: Drain | None = None
+        self._blame: Blame | None = None
         self._shares: dict[int, FairShare] = {}
         objects = open_objects(settings)
         self.pipeline = Pipeline(
@@ -111,6 +113,7 @@ class Consumer:
             hint=self._hint,
             on_tickets_done=source.done,
             on_crash=lambda stage, error: self.crash(f"stage {stage}: {type(error).__name__}"),
+            on_lost=self._lost,
             recorder=open_recorder(settings, store),
         )
         self.heartbeat = Heartbeat(
@@ -223,6 +226,7 @@ class Consumer:
             meter=self.meter,
             grace_seconds=grace_seconds,
             queue_names=self.queue_names,
+            blame=lambda: self._blame,
         )
         self._stopping.set()
         self._source.stop()
@@ -247,30 +251,31 @@ class Consumer:
             self._told_to_end.wait(max(0.0, self._ends_at - time.monotonic()))
             self._on_end(code)
 
-    def _hang(self, running: Running) -> None:
-        """A forward pass beyond its limit: its only job fails with `timeout`; several run alone next time."""
-        batch = running.batch
-        limit = batch.served.settings.max_run_seconds
-        log_event(
-            log,
-            "forward_hangs",
-            level=logging.ERROR,
-            model=batch.served.name,
-            jobs=len(batch.jobs),
-            limit_seconds=limit,
-        )
+    def _hang(self, task: Task, served: Served) -> None:
+        """A model's code beyond its limit: its only job fails with `timeout`; several run alone next time."""
+        limit = served.settings.max_run_seconds
+        log_event(log, "model_hangs", level=logging.ERROR, model=served.name, jobs=len(task.jobs), limit_seconds=limit)
         try:
-            if len(batch.jobs) == 1:
+            if len(task.jobs) == 1:
                 error = ErrorInfo(code="timeout", message=f"the model ran for more than {limit:g} seconds")
-                self._store.finish([Outcome(batch.jobs[0], State.FAILED, error=error)], owner=batch.owner)
+                self._store.finish([Outcome(task.jobs[0], State.FAILED, error=error)], owner=task.owner)
             else:
-                self._store.release(batch.jobs, owner=batch.owner, suspect=True)
+                self._store.release(task.jobs, owner=task.owner, suspect=True)
         except BatchyardError as failed:
             log_event(log, "hang_not_recorded", level=logging.ERROR, reason=failed.message)
-        self.crash("a forward pass did not end")
+        self.crash("a model's code did not end")
         with self._ending:
             if self._drain is not None:
                 self._drain.hurry()
+
+    def _lost(self, owner: int, jobs: Sequence[ClaimedJob], error: Exception) -> None:
+        """The device was lost with these jobs, which are to blame for that as for the end of a process; the rest is
+        handed back."""
+        with self._ending:
+            if self._blame is None:
+                cause = f"lost its device ({in_a_line(error).splitlines()[0]})"
+                self._blame = Blame(owner=owner, executing=[job.id for job in jobs], cause=cause)
+        self.crash(f"the device was lost: {in_a_line(error)}")
 
     # --- for the stages ---
 

@@ -21,8 +21,9 @@ from batchyard.model import ContinuousModel
 from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.device import Running
 from batchyard_consumers.executing import Executing
-from batchyard_consumers.failures import FailureLog, is_out_of_memory
+from batchyard_consumers.failures import FailureLog, caught, is_out_of_memory, loses_device
 from batchyard_consumers.held import Batch, Finished
+from batchyard_consumers.items import Items
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.pools import Pools
 from batchyard_consumers.served import Served
@@ -34,9 +35,11 @@ LEARN_SECONDS = 0.5
 
 
 class Failing(Protocol):
-    """Where a job goes that failed; see `Device.fail`."""
+    """Where a job goes that failed, and who is told of a device that was lost; see `Device`."""
 
     def fail(self, batch: Batch, error: Exception) -> None: ...
+
+    def lost(self, owner: int, jobs: Sequence[ClaimedJob], error: Exception) -> None: ...
 
 
 class Tell(Protocol):
@@ -78,6 +81,7 @@ class Continuous:
         outputs: Channel[Batch],
         finished: Channel[Finished],
         device: Failing,
+        items: Items,
         executing: Executing,
         meter: Meter,
         tell: Tell,
@@ -90,6 +94,7 @@ class Continuous:
         self._outputs = outputs
         self._finished = finished
         self._device = device
+        self._items = items
         self._executing = executing
         self._meter = meter
         self._tell = tell
@@ -129,7 +134,10 @@ class Continuous:
         finally:
             if self._teller is not None:
                 self._teller.shutdown()
-            self._model.close()
+            try:
+                self._model.close()
+            except BaseException as error:  # noqa: BLE001  a model may raise anything; what it computed is written
+                self._failures.note(model=self.served.name, stage="close", error=error)
 
     def _round(self) -> None:
         try:
@@ -160,14 +168,20 @@ class Continuous:
         return not self._inside if batch.jobs[0].suspect else len(self._inside) < self._most
 
     def _join(self, batch: Batch) -> None:
+        if batch.is_split:
+            [item] = self._items.of(batch.served, batch.jobs, model=batch.model)
+            if isinstance(item, Exception):
+                self._device.fail(batch, item)
+                return
+            batch.items = [item]
         self._keys += 1
         self._inside[self._keys] = Inside(batch, self._clock())
         try:
             with self._executing.of(batch.owner, batch.jobs):
                 self._model.join(self._keys, batch.items[0])
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it fails this job
+        except BaseException as error:  # noqa: BLE001  a model may raise anything; it fails this job
             self._failures.note(model=self.served.name, stage="join", error=error)
-            self._end(self._keys, error)
+            self._end(self._keys, caught(error))
 
     def _let_out_unwanted(self) -> None:
         """Cancelled jobs, and those that have been inside for too long."""
@@ -177,16 +191,24 @@ class Continuous:
         for key, one in list(self._inside.items()):
             job = one.batch.jobs[0]
             if job.id in cancelled:
-                self._finish(key, Outcome(job, State.CANCELLED, cost=one.batch.cost))
+                self._finish(key, Outcome(job, State.CANCELLED))
             elif self._clock() - one.joined_at > limit:
                 error = ErrorInfo(code="timeout", message=f"the model ran for more than {limit:g} seconds")
                 self._finish(key, Outcome(job, State.FAILED, error=error))
 
     def _finish(self, key: int, outcome: Outcome) -> None:
         batch = self._inside.pop(key).batch
-        self._model.leave(key)
+        self._leave(key)
         self._meter.finished(self.served, outcome.state, 1)
+        outcome = msgspec.structs.replace(outcome, cost=batch.cost, device_us=batch.device_us()[0])
         self._finished.put(Finished(owner=batch.owner, outcomes=[outcome]))
+
+    def _leave(self, key: int) -> None:
+        """Whatever the model makes of it, the job is not inside any more."""
+        try:
+            self._model.leave(key)
+        except BaseException as error:  # noqa: BLE001  a model may raise anything; it ends no stage
+            self._failures.note(model=self.served.name, stage="leave", error=error)
 
     def _step(self) -> None:
         inside = list(self._inside.values())
@@ -200,6 +222,10 @@ class Continuous:
         self._meter.stepped(self.served, jobs=len(inside), seconds=seconds)
         for one in inside:
             one.batch.seconds += seconds / len(inside)
+        if failure is not None and loses_device(failure):
+            self._inside.clear()
+            self._device.lost(newest, jobs, failure)
+            raise Closed
         if failure is not None:
             self._scatter(failure)
         for key, output in ended:
@@ -210,34 +236,36 @@ class Continuous:
     def _advance(self) -> tuple[Sequence[tuple[int, Any]], Exception | None]:
         try:
             with torch.inference_mode():
-                return self._model.step(), None
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it fails jobs, not the stage
+                return [(key, output) for key, output in self._model.step() if key in self._inside], None
+        except BaseException as error:  # noqa: BLE001  a model may raise anything; it fails jobs, not the stage
             self._failures.note(model=self.served.name, stage="step", error=error)
-            return [], error.with_traceback(None) if is_out_of_memory(error) else error
+            failure = caught(error)
+            return [], failure.with_traceback(None) if is_out_of_memory(failure) else failure
 
     def _scatter(self, failure: Exception) -> None:
         """A step failed: alone, a job is to blame; several try again in half the company."""
         keys = list(self._inside)
         if len(keys) == 1:
-            self._model.leave(keys[0])
+            self._leave(keys[0])
             self._end(keys[0], failure)
             return
         for key in keys:
-            self._model.leave(key)
-        self._again.extendleft(reversed([self._inside.pop(key).batch for key in keys]))
+            self._leave(key)
+        # As parts of a batch that failed: their items are made anew, for the step may have changed them.
+        self._again.extendleft(reversed([self._inside.pop(key).batch.part([0]) for key in keys]))
         self._most = max(1, len(keys) // 2)
         self._meter.metrics.batch_splits.labels(self.served.name, "failure").inc()
 
     def _end(self, key: int, output: Any) -> None:
         """A job has left with its output, or with an exception."""
         batch = self._inside.pop(key).batch
-        if isinstance(output, Exception):
-            self._device.fail(batch, output)
+        if isinstance(output, BaseException):
+            self._device.fail(batch, caught(output))
             return
         try:
             batch.costs = self.served.costs(batch.items)
-        except Exception as error:  # noqa: BLE001  as in a step
-            self._device.fail(batch, error)
+        except BaseException as error:  # noqa: BLE001  as in a step
+            self._device.fail(batch, caught(error))
             return
         self._most = min(self._model.most_jobs, self._most + 1)
         batch.outputs = [output]
@@ -254,13 +282,21 @@ class Continuous:
         self._told_at = self._clock()
         news: dict[int, list[tuple[ClaimedJob, bytes]]] = {}
         for one in self._inside.values():
-            partial = self._model.partial(one.batch.items[0])
-            body = b"" if partial is None else msgspec.json.encode(partial)
+            body = self._partial(one.batch.items[0])
             if body and body != one.told:
                 one.told = body
                 news.setdefault(one.batch.owner, []).append((one.batch.jobs[0], body))
         for owner, notes in news.items():
             self._teller.submit(self._note, notes, owner)
+
+    def _partial(self, item: Any) -> bytes:
+        """What a reader may see of an item now; empty where there is nothing to see, or it cannot be shown."""
+        try:
+            partial = self._model.partial(item)
+            return b"" if partial is None else msgspec.json.encode(partial)
+        except BaseException as error:  # noqa: BLE001  a model may raise anything; nobody is harmed by less to see
+            self._failures.note(model=self.served.name, stage="partial", error=error)
+            return b""
 
     def _note(self, notes: Sequence[tuple[ClaimedJob, bytes]], owner: int) -> None:
         with suppress(Unavailable):  # the next note says more

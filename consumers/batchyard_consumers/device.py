@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from batchyard.errors import RetryableModelError
-from batchyard.jobs import State
+from batchyard.jobs import ClaimedJob, State
 from batchyard.model import Model
-from batchyard_consumers.channels import Channel
+from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.executing import Executing
-from batchyard_consumers.failures import FailureLog, describe, is_out_of_memory
+from batchyard_consumers.failures import FailureLog, caught, describe, is_out_of_memory, loses_device
 from batchyard_consumers.held import Batch, Finished
+from batchyard_consumers.items import Items
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.pools import Pools
 from batchyard_consumers.retries import RetryPolicy
@@ -79,6 +80,10 @@ class Running:
         return self.since + self.predicted_seconds if self.predicted_seconds is not None else 0.0
 
 
+OnLost = Callable[[int, Sequence[ClaimedJob], Exception], None]
+"""Told the owner and the jobs that the device was lost with, see `failures.loses_device`; any thread."""
+
+
 class Device:
     """Takes batches from the pools, runs them, and hands the outputs on. `running` may be read by any thread."""
 
@@ -91,8 +96,10 @@ class Device:
         outputs: Channel[Batch],
         finished: Channel[Finished],
         retries: RetryPolicy,
+        items: Items,
         executing: Executing,
         meter: Meter,
+        on_lost: OnLost,
     ) -> None:
         self.name = name
         self.shares = shares
@@ -102,8 +109,10 @@ class Device:
         self._outputs = outputs
         self._finished = finished
         self._retries = retries
+        self._items = items
         self._executing = executing
         self._meter = meter
+        self._on_lost = on_lost
         self._failures = FailureLog()
 
     @property
@@ -115,16 +124,26 @@ class Device:
         """Run batches until the pools are closed (raises Closed): the body of the thread of this share."""
         while True:
             batch = self._pools.next(helps=number > 0)
-            predicted_seconds = batch.served.speed.seconds_for(batch.padded_cost)
-            running = Running(batch=batch, since=math.inf, predicted_seconds=predicted_seconds)
-            self._running[number] = running
+            self._running[number] = self._awaited(batch)
             try:
-                with self._executing.of(batch.owner, batch.jobs):
-                    self._running[number] = replace(running, since=time.monotonic())
-                    error = self._forward(batch)
-                self._hand_on(batch, error)
+                renewed = self._renewed(batch) if batch.is_split else batch
+                self._running[number] = self._awaited(renewed)
+                if renewed.jobs:
+                    self._run(number, renewed)
+                else:
+                    self._pools.charge(batch.served, seconds=0.0)
             finally:
                 self._running[number] = None
+
+    def _run(self, number: int, batch: Batch) -> None:
+        with self._executing.of(batch.owner, batch.jobs):
+            self._running[number] = replace(self._awaited(batch), since=time.monotonic())
+            error = self._forward(batch)
+        self._hand_on(batch, error)
+
+    def _awaited(self, batch: Batch) -> Running:
+        predicted_seconds = batch.served.speed.seconds_for(batch.padded_cost)
+        return Running(batch=batch, since=math.inf, predicted_seconds=predicted_seconds)
 
     def _hand_on(self, batch: Batch, error: Exception | None) -> None:
         self._meter.ran(batch)
@@ -136,26 +155,64 @@ class Device:
         else:
             self._failures.note(model=batch.served.name, stage="forward", error=error)
             self.fail(batch, error)
+            if loses_device(error):
+                raise Closed
         # Last, so that a version whose batch is about to be put back in halves does not seem to be through.
         self._pools.charge(batch.served, seconds=batch.device_seconds)
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """Split a batch that failed, or, where it is one job or the model asks for it, end its jobs. Any thread."""
         name = batch.served.name
-        if is_out_of_memory(error) and len(batch.jobs) > 1:
+        if loses_device(error):
+            self.lost(batch.owner, batch.jobs, error)
+        elif is_out_of_memory(error) and len(batch.jobs) > 1:
             self._free_memory()
-            with self._learning:
-                batch.served.speed.shrink()
+            self._shrink(batch)
             self._meter.metrics.batch_splits.labels(name, "out_of_memory").inc()
             self._pools.put_back(batch.halves())
         elif len(batch.jobs) > 1 and not isinstance(error, RetryableModelError):
             self._meter.metrics.batch_splits.labels(name, "failure").inc()
             self._pools.put_back(batch.halves())
         else:
+            if is_out_of_memory(error):
+                self._forgive(batch)
             self._end(batch, error)
 
+    def lost(self, owner: int, jobs: Sequence[ClaimedJob], error: Exception) -> None:
+        """Nothing can run here any more: the process ends, and these jobs take the blame. Any thread."""
+        self._on_lost(owner, jobs, error)
+
+    def _shrink(self, batch: Batch) -> None:
+        """Once for a whole batch: its parts say nothing about the budget, for one job may be too large for any."""
+        with self._learning:
+            if batch.before_shrinking is None:
+                batch.before_shrinking = batch.served.speed.shrink(batch.padded_cost)
+
+    def _forgive(self, batch: Batch) -> None:
+        """One job is too large by itself: the batch that it was in was not."""
+        with self._learning:
+            if batch.before_shrinking is not None:
+                batch.served.speed.forgive(batch.before_shrinking)
+
+    def _renewed(self, batch: Batch) -> Batch:
+        """Part of a batch that failed, as if it had never been on the device: the pass may have changed its items. What
+        cannot be prepared once more ends here."""
+        with self._executing.of(batch.owner, batch.jobs):
+            batch.items = self._items.of(batch.served, batch.jobs, model=batch.model)
+        kept = [place for place, item in enumerate(batch.items) if not isinstance(item, Exception)]
+        if len(kept) == len(batch.jobs):
+            return batch
+        for place, item in enumerate(batch.items):
+            if isinstance(item, Exception):
+                self._end(batch.part([place]), item)
+        return batch.part(kept)
+
     def _end(self, batch: Batch, error: Exception) -> None:
-        outcomes = [self._retries.outcome(job, describe(error)) for job in batch.jobs]
+        told = describe(error)
+        outcomes = [
+            self._retries.outcome(job, told, cost=cost, device_us=device_us)
+            for job, cost, device_us in zip(batch.jobs, batch.costs, batch.device_us(), strict=True)
+        ]
         for state in (State.FAILED, State.WAITING):
             self._meter.finished(batch.served, state, sum(outcome.state is state for outcome in outcomes))
         self._finished.put(Finished(owner=batch.owner, outcomes=outcomes))
@@ -170,9 +227,10 @@ class Device:
             with torch.inference_mode():
                 batch.outputs = model.forward(batch.items)
             self._synchronize()
-        except Exception as error:  # noqa: BLE001  a model may raise anything; it fails jobs, not the stage
+        except BaseException as error:  # noqa: BLE001  a model may raise anything; it fails jobs, not the stage
             batch.seconds = time.perf_counter() - started
-            return error.with_traceback(None) if is_out_of_memory(error) else error
+            failure = caught(error)
+            return failure.with_traceback(None) if is_out_of_memory(failure) else failure
         batch.seconds = time.perf_counter() - started
         return None
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from batchyard.broker import Broker
 from batchyard.errors import BrokerDown, Unavailable
@@ -28,6 +29,15 @@ PAUSE_SECONDS = 0.2
 log = logging.getLogger(__name__)
 
 
+class Blame(NamedTuple):
+    """What a process dies of that can still leave in order: all but these jobs is handed back."""
+
+    owner: int
+    executing: Sequence[int]
+    cause: str
+    """For people, as in `JobStore.bury`."""
+
+
 class Drain:
     """The end of one consumer. `run` is called once, on a thread of its own; `hurry` at any time."""
 
@@ -41,6 +51,7 @@ class Drain:
         meter: Meter,
         grace_seconds: float,
         queue_names: dict[int, str],
+        blame: Callable[[], Blame | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
@@ -49,6 +60,7 @@ class Drain:
         self._heartbeat = heartbeat
         self._meter = meter
         self._queue_names = queue_names
+        self._blame = blame
         self._clock = clock
         self._hurry = threading.Event()
         self._deadline = clock() + grace_seconds
@@ -78,8 +90,15 @@ class Drain:
         self._pipeline.hurry.set()
         self._tell_preemption()
         self._heartbeat.stop()
-        self._try(lambda: self._store.deregister(self._pipeline.owner))
+        self._try(self._leave)
         log_event(log, "drain_finished", seconds=round(self._clock() - started, 3), all_written=written)
+
+    def _leave(self) -> None:
+        blame = self._blame()
+        if blame is not None and blame.owner == self._pipeline.owner:
+            self._store.bury(blame.owner, executing=blame.executing, cause=blame.cause)
+        else:
+            self._store.deregister(self._pipeline.owner)
 
     def _tell_preemption(self) -> None:
         """At the beginning and at the end: a notice may come after the signal that it has caused."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from batchyard.errors import Unavailable
 from batchyard.flight_recorder import SLOTS, FlightRecorder, flights_of, tell_of_deaths
@@ -17,17 +19,31 @@ from batchyard.telemetry import log_event
 log = logging.getLogger(__name__)
 
 
+class Task(NamedTuple):
+    """What one thread does now."""
+
+    owner: int
+    jobs: Sequence[ClaimedJob]
+    since: float
+    """time.monotonic()."""
+
+
 class Executing:
     """Every stage runs a model's code inside `of`. Thread-safe; a thread runs one thing at a time.
 
     While a suspect is inside, nobody else is, so that there is no doubt about whose fault the end of the process is.
     """
 
-    def __init__(self, store: JobStore, recorder: FlightRecorder) -> None:
+    def __init__(
+        self, store: JobStore, recorder: FlightRecorder, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._recorder = recorder
-        self._slots: dict[int, int] = {}
-        """Thread → slot of the record."""
+        self._clock = clock
+        self._tasks: dict[int, Task] = {}
+        """By slot of the record."""
+        self._free = list(range(SLOTS))
+        """Slots that nobody has. Guarded, as all of what follows, by `_turn`."""
         self._turn = threading.Condition()
         self._inside = 0
         self._alone = False
@@ -35,7 +51,7 @@ class Executing:
         self._suspects_waiting = 0
         """They go first: otherwise stages that are never idle at once would keep them out for ever."""
         self._noted: tuple[int, int] | None = None
-        """Owner and job of the last `note_solo`. Guarded, as all of this, by `_turn`."""
+        """Owner and job of the last `note_solo`."""
 
     def registered(self, owner: int) -> None:
         """Under whose name jobs are claimed from now on."""
@@ -51,17 +67,24 @@ class Executing:
         is_suspect = len(jobs) == 1 and jobs[0].suspect
         slot = self._enter(owner, jobs[0].id if is_suspect else None)
         self._recorder.begin(slot, owner=owner, ids=[job.id for job in jobs])
+        self._tasks[slot] = Task(owner, jobs, self._clock())
         try:
             yield
         finally:
+            del self._tasks[slot]
             self._recorder.end(slot)
-            self._leave()
+            self._leave(slot)
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What is executed now; any thread."""
+        return list(self._tasks.values())
 
     def _enter(self, owner: int, suspect: int | None) -> int:
-        """Wait for the turn; returns this thread's slot of the record."""
+        """Wait for the turn; returns a slot of the record."""
         with self._turn:
             if suspect is None:
-                while self._alone or self._suspects_waiting:
+                while self._alone or self._suspects_waiting or not self._free:
                     self._turn.wait()
                 if self._noted is not None:
                     self._note(None)
@@ -76,13 +99,14 @@ class Executing:
                     self._note((owner, suspect))
                 self._alone = True
             self._inside += 1
-            return self._slots.setdefault(threading.get_ident(), len(self._slots) % SLOTS)
+            return self._free.pop()
 
-    def _leave(self) -> None:
+    def _leave(self, slot: int) -> None:
         with self._turn:
+            self._free.append(slot)
             self._inside -= 1
             self._alone = False
-            if not self._inside:
+            if not self._inside or len(self._free) == 1:
                 self._turn.notify_all()
 
     def _note(self, noted: tuple[int, int] | None) -> None:

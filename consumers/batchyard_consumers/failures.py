@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from traceback import extract_tb
 
-from batchyard.errors import BadOutput, BatchyardError, InvalidInput, RetryableModelError
+from batchyard.errors import BadOutput, BatchyardError, InvalidInput, ModelError, RetryableModelError
 from batchyard.jobs import ErrorInfo
 from batchyard.telemetry import log_event
 
@@ -24,15 +25,47 @@ def describe(error: BaseException) -> ErrorInfo:
         return ErrorInfo(code=error.code, message=_clean(error.message), retryable=error.retryable)
     if is_out_of_memory(error):
         return ErrorInfo(code="too_large", message="the input does not fit into the memory of the device")
-    words = _clean(str(error))
-    message = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    message = _clean(error.message if isinstance(error, ModelError) else in_a_line(error))
     retryable = isinstance(error, OSError) or (isinstance(error, BatchyardError) and error.retryable)
     return ErrorInfo(code="model_error", message=message, retryable=retryable)
 
 
+def in_a_line(error: BaseException) -> str:
+    """Kind and words of an exception."""
+    words = _words(error)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  the code of a model's own exceptions may raise as well
+        return ""
+
+
+def caught(error: BaseException) -> Exception:
+    """What a model raised, as something that may be kept: `sys.exit()` and what native libraries raise when they panic
+    derive from BaseException, and would end a stage for the fault of one input. Not for where Ctrl-C may come."""
+    return error if isinstance(error, Exception) else ModelError(in_a_line(error))
+
+
+_NO_MEMORY = re.compile(r"(CUDA|HIP|MPS)\b.*out of memory|can't allocate memory|_STATUS_ALLOC_FAILED")
+"""What torch and the libraries below it say in a RuntimeError: CUDA, its own allocator for CPUs, cuBLAS and cuDNN."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Of the device (torch.OutOfMemoryError, known by name so that torch need not be loaded) or of the process."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(_words(error)) is not None
+
+
+def loses_device(error: BaseException) -> bool:
+    """Whether every later call of this process on its device fails as well: an illegal access, a failed assertion, a
+    device that fell off the bus (torch.AcceleratorError, a RuntimeError in older versions of torch)."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    return type(error).__name__ == "AcceleratorError" or _words(error).startswith(("CUDA error:", "HIP error:"))
 
 
 class FailureLog:

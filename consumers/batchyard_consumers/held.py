@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 from batchyard.jobs import ClaimedJob, Outcome
 from batchyard.model import Model
 from batchyard_consumers.batching import Reason
 from batchyard_consumers.served import Served
+from batchyard_consumers.speed import Search
 
 MAX_AHEAD_SECONDS = 2.0
 """Predicted device time that may be claimed beyond the next batch: what is claimed is out of reach of new replicas and
@@ -62,33 +64,49 @@ class Batch:
     share: float = 1.0
     """Of the device, that the pass had."""
     is_split: bool = False
-    """Part of a batch that failed: says nothing about speed."""
+    """Part of a batch that failed: says nothing about speed, and its items are made anew before it runs."""
+    spent: list[float] | None = None
+    """Seconds of the device that each job has had in passes that failed."""
+    before_shrinking: Search | None = None
+    """How the speed stood before the batch that this is a part of ran out of memory."""
 
     @property
     def device_seconds(self) -> float:
         """Of the whole device."""
         return self.seconds * self.share
 
+    def device_us(self) -> list[int]:
+        """What each job has had of the device, by cost, passes that failed included: the parts add up to the whole."""
+        ends = [0, *map(int, accumulate([1e6 * part for part in self._parts()]))]
+        return [end - start for start, end in pairwise(ends)]
+
     def halves(self) -> list[Batch]:
         """The same jobs in two batches, the first half first."""
         middle = len(self.jobs) // 2
-        return [self._slice(slice(0, middle)), self._slice(slice(middle, None))]
+        return [self.part(range(middle)), self.part(range(middle, len(self.jobs)))]
 
-    def _slice(self, part: slice) -> Batch:
-        costs = self.costs[part]
-        longest = max(costs)
+    def part(self, places: Sequence[int]) -> Batch:
+        """Some of its jobs, to run once more; what they have had of the device goes with them."""
+        costs, spent = [self.costs[place] for place in places], self._parts()
         return Batch(
             served=self.served,
             model=self.model,
             owner=self.owner,
-            jobs=self.jobs[part],
-            items=self.items[part],
+            jobs=[self.jobs[place] for place in places],
+            items=[self.items[place] for place in places],
             costs=costs,
             cost=sum(costs),
-            padded_cost=longest * len(costs),
+            padded_cost=max(costs, default=0) * len(costs) if self.served.pads else sum(costs),
             reason=self.reason,
             is_split=True,
+            spent=[spent[place] for place in places],
+            before_shrinking=self.before_shrinking,
         )
+
+    def _parts(self) -> list[float]:
+        unit = self.device_seconds / self.cost
+        parts = [cost * unit for cost in self.costs]
+        return parts if self.spent is None else [part + before for part, before in zip(parts, self.spent, strict=True)]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,16 +24,18 @@ from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel, Closed
 from batchyard_consumers.claiming import Claimer, HeadReader, HeldTicket, Inbox, ServedQueue
 from batchyard_consumers.continuous import Continuous
-from batchyard_consumers.device import Device, Running, Shares
+from batchyard_consumers.device import Device, OnLost, Running, Shares
 from batchyard_consumers.executing import Executing
 from batchyard_consumers.held import Batch, Chunk, Finished, Holding
+from batchyard_consumers.items import FetchFor, Items
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.persisting import MAX_ROWS, Persister
 from batchyard_consumers.pools import Pools
 from batchyard_consumers.postprocessing import Postprocessor
-from batchyard_consumers.preparing import FetchFor, Preparer
+from batchyard_consumers.preparing import Preparer
 from batchyard_consumers.retries import RetryPolicy
 from batchyard_consumers.served import Served
+from batchyard_consumers.sharing import Sharing
 
 PREPROCESS_THREADS = 2
 CLAIMED_CHUNKS = 64
@@ -67,6 +69,7 @@ class Pipeline:
         hint: Callable[[Sequence[int]], None],
         on_tickets_done: Callable[[Sequence[HeldTicket]], None],
         on_crash: Callable[[str, BaseException], None],
+        on_lost: OnLost,
         recorder: FlightRecorder,
     ) -> None:
         self.owner = owner
@@ -95,13 +98,15 @@ class Pipeline:
             read_head=read_head,
             on_done=on_tickets_done,
         )
+        self._items = Items(fetch_for)
         self._preparer = Preparer(
             chunks=self._chunks,
             pools=self._pools,
             finished=self._finished,
             holding=self.holding,
             retries=retries,
-            fetch_for=fetch_for,
+            items=self._items,
+            sharing=Sharing(store=store, finished=self._finished, holding=self.holding, meter=meter),
             executing=self.executing,
             meter=meter,
         )
@@ -112,8 +117,10 @@ class Pipeline:
             outputs=self._outputs,
             finished=self._finished,
             retries=retries,
+            items=self._items,
             executing=self.executing,
             meter=meter,
+            on_lost=on_lost,
         )
         self._postprocessor = Postprocessor(
             outputs=self._outputs,
@@ -157,6 +164,7 @@ class Pipeline:
                 outputs=self._outputs,
                 finished=self._finished,
                 device=self.device,
+                items=self._items,
                 executing=self.executing,
                 meter=self._meter,
                 tell=self._store.report_progress,

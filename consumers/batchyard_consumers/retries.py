@@ -29,9 +29,10 @@ class RetryPolicy:
         """How long to wait after `failures` failures, counting this one; at least a millisecond."""
         return max(1, round(1000 * self.draw(0.0, self.ceiling_seconds(failures))))
 
-    def outcome(self, job: ClaimedJob, error: ErrorInfo) -> Outcome:
+    def outcome(self, job: ClaimedJob, error: ErrorInfo, *, cost: int = 0, device_us: int = 0) -> Outcome:
         """What a failure makes of a job: WAITING while `error` is retryable and the budget lasts, else FAILED."""
         failures = job.failures + 1
+        spent = {"error": error, "cost": cost, "device_us": device_us}
         if error.retryable and failures < job.max_failures:
-            return Outcome(job, State.WAITING, error=error, retry_in_ms=self.back_off_ms(failures))
-        return Outcome(job, State.FAILED, error=error)
+            return Outcome(job, State.WAITING, retry_in_ms=self.back_off_ms(failures), **spent)
+        return Outcome(job, State.FAILED, **spent)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 BATCHES_A_STEP = 2
 """Measurements of a step of the climb before the next: the first batch of a size costs more than all later ones."""
@@ -106,6 +107,14 @@ class Sums:
         self.input_bytes = self.input_bytes * DECAY + input_bytes
 
 
+class Search(NamedTuple):
+    """Where the search for the budget stands."""
+
+    step: int | None
+    ceiling: float
+    is_settled: bool
+
+
 @dataclass
 class Speed:
     """One version's learned figures. Written by one of the device's threads at a time; any thread may read."""
@@ -181,20 +190,26 @@ class Speed:
         self.seconds_per_unit = self._sums.seconds / max(self._sums.cost, 1)
         if self._sums.input_bytes:
             self.units_per_byte = self._sums.cost / self._sums.input_bytes
-        is_learned = self.configured_budget is None and self.jobs_inside is None
-        if is_learned and (padded_cost >= FULL * self.budget or jobs >= self.max_batch_jobs):
+        if self.jobs_inside is None and (padded_cost >= FULL * self.budget or jobs >= self.max_batch_jobs):
             self._adapt()
 
-    def shrink(self) -> None:
-        """The device ran out of memory: a fifth less from now on, regained bit by bit."""
-        self._step = max(1, int(self._full * 0.8))
-        self._ceiling = self._step
+    def shrink(self, padded_cost: int) -> Search:
+        """A batch of this cost ran out of memory: a fifth less from now on, regained bit by bit. Returns what `forgive`
+        goes back to."""
+        before = Search(self._step, self._ceiling, self._is_settled)
+        self._ceiling = max(1.0, 0.8 * min(self._full, padded_cost))
+        self._step = int(self._ceiling)
         self._is_settled, self._is_probing, self._trials = True, False, 0
+        return before
+
+    def forgive(self, before: Search) -> None:
+        """It was not the size of the batch."""
+        self._step, self._ceiling, self._is_settled = before
 
     @property
     def _full(self) -> int:
         if self.configured_budget is not None:
-            return self.configured_budget
+            return int(min(self.configured_budget, self._ceiling))
         if self.jobs_inside is not None:
             return max(1, round(self.jobs_inside * self.mean_cost))
         return self._step if self._step is not None else max(1, round(self.mean_cost))
@@ -203,7 +218,10 @@ class Speed:
         if self._step is None:
             self._step = self._full
         self._trials += 1
-        if self._is_probing:
+        if self.configured_budget is not None:
+            if self._trials >= PROBE_EVERY:
+                self._ceiling, self._trials = self._ceiling * (1 + RECOVERY), 0
+        elif self._is_probing:
             if self._trials >= PROBE_BATCHES:
                 self._is_probing, self._trials = False, 0
                 self._follow()

@@ -1,4 +1,4 @@
-"""Notices what the stages cannot say themselves: a forward pass without end, and a broker gone deaf."""
+"""Notices what the stages cannot say themselves: a model's code that does not end, and a broker gone deaf."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 
 from batchyard.telemetry import log_event
-from batchyard_consumers.device import Running
+from batchyard_consumers.executing import Task
 from batchyard_consumers.pipeline import Pipeline
+from batchyard_consumers.pools import by_queue
+from batchyard_consumers.served import Served
 
 DEAF_SECONDS = 10.0
 """Without a ticket before the broker is asked whether any wait there."""
@@ -25,10 +27,11 @@ class Watchdog:
         *,
         waiting_tickets: Callable[[], int],
         reconnect: Callable[[], None],
-        on_hang: Callable[[Running], None],
+        on_hang: Callable[[Task, Served], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
+        self._versions = by_queue(pipeline.versions)
         self._waiting_tickets = waiting_tickets
         self._reconnect = reconnect
         self._on_hang = on_hang
@@ -38,10 +41,11 @@ class Watchdog:
     def check(self) -> None:
         """Look at both."""
         now = self._clock()
-        for running in self._pipeline.running:
-            if now - running.since > running.batch.served.settings.max_run_seconds:
-                # It cannot be interrupted on a device: the process ends.
-                self._on_hang(running)
+        for task in self._pipeline.executing.tasks:
+            served = self._versions[task.jobs[0].queue_id]
+            if now - task.since > served.settings.max_run_seconds:
+                # A thread cannot be interrupted: the process ends.
+                self._on_hang(task, served)
                 return
         silent_since = max(self._pipeline.inbox.last_ticket_at, self._asked_at)
         if len(self._pipeline.inbox) == 0 and now - silent_since > DEAF_SECONDS:

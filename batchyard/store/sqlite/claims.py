@@ -74,10 +74,16 @@ _UPDATES = {State.SUCCEEDED: _SUCCEED, State.FAILED: _FAIL, State.CANCELLED: _CA
 
 _MASK = (1 << LENGTH_BITS) - 1
 _RESULTS = f"""
-INTO job_results (job_id, format, cost, device_us, attempt, completed_by, body)
+INSERT INTO job_results (job_id, format, cost, device_us, attempt, completed_by, body)
 SELECT value ->> 0, ?1, value ->> 2, value ->> 3, ?3, ?4,
     substr(?2, ((value ->> 1) >> {LENGTH_BITS}) + 1, (value ->> 1) & {_MASK})
 FROM jsonb_each(?5)
+"""
+# Where an earlier attempt may have left its error; what it had of the device stays counted.
+_RESULTS_AGAIN = f"""{_RESULTS} WHERE true
+ON CONFLICT (job_id) DO UPDATE SET format = excluded.format, cost = excluded.cost,
+    device_us = device_us + excluded.device_us, attempt = excluded.attempt, completed_by = excluded.completed_by,
+    body = excluded.body
 """
 
 STANDING = """
@@ -252,7 +258,8 @@ def sort_out(raw: Any, outcomes: Sequence[Outcome], *, owner: int) -> tuple[list
         if job_id in writable or (attempt, holder) != (outcome.job.attempt, owner):
             continue
         if state == State.RUNNING:
-            writable[job_id] = Outcome(outcome.job, State.CANCELLED) if cancel_requested else outcome
+            gone = Outcome(outcome.job, State.CANCELLED, device_us=outcome.device_us)
+            writable[job_id] = gone if cancel_requested else outcome
         elif state in {outcome.state, State.CANCELLED}:
             written.add(job_id)
     return list(writable.values()), written
@@ -277,7 +284,7 @@ def pack_results(outcomes: Sequence[Outcome], *, owner: int) -> list[tuple[str, 
             (outcome.job.id, span, outcome.cost, outcome.device_us)
             for (outcome, _), span in zip(members, spans(bodies), strict=True)
         ]
-        statement = ("INSERT OR REPLACE" if replaces else "INSERT") + _RESULTS
+        statement = _RESULTS_AGAIN if replaces else _RESULTS
         packed.append((statement, (format_, b"".join(bodies), attempt, owner, encode(rows).decode())))
     return packed
 
@@ -312,6 +319,7 @@ def count_outcomes(outcomes: Sequence[Outcome], *, now_ms: int, deltas: Deltas) 
             )
         if bulk_id is not None and state.is_terminal:
             deltas.flushed[bulk_id].extend(outcome.job.id for outcome in members)
+        device_us = sum(outcome.device_us for outcome in members)
         if succeeded:
             deltas.use(
                 tenant_id=tenant_id,
@@ -319,9 +327,9 @@ def count_outcomes(outcomes: Sequence[Outcome], *, now_ms: int, deltas: Deltas) 
                 now_ms=now_ms,
                 jobs=len(members),
                 cost=exact,
-                device_us=sum(outcome.device_us for outcome in members),
+                device_us=device_us,
                 result_bytes=sum(len(outcome.body or b"") for outcome in members),
             )
-        elif state is State.FAILED:
-            size = sum(len(dump_error(outcome.error)) for outcome in members)
-            deltas.use(tenant_id=tenant_id, queue_id=queue_id, now_ms=now_ms, result_bytes=size)
+        elif state is State.FAILED or device_us:
+            size = sum(len(dump_error(outcome.error)) for outcome in members) if state is State.FAILED else 0
+            deltas.use(tenant_id=tenant_id, queue_id=queue_id, now_ms=now_ms, device_us=device_us, result_bytes=size)

@@ -57,6 +57,7 @@ class Line:
         self.hinted: list[int] = []
         self.done: list[HeldTicket] = []
         self.crashes: list[str] = []
+        self.lost: list[tuple[int, list[int], Exception]] = []
         self.owner = self.register()
         self.pipeline = Pipeline(
             store=self.store,
@@ -71,6 +72,7 @@ class Line:
             hint=self.hinted.extend,
             on_tickets_done=self.done.extend,
             on_crash=lambda stage, error: self.crashes.append(f"{stage}: {error!r}"),
+            on_lost=lambda owner, jobs, error: self.lost.append((owner, [job.id for job in jobs], error)),
             recorder=FlightRecorder(None),
         )
 

@@ -1,6 +1,5 @@
 """Heartbeat, watchdog and drain, over a whole pipeline in this process."""
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from batchyard.errors import Unavailable
 from batchyard.jobs import Lane, State
 from batchyard.model import Model
 from batchyard.store.base import Renewal
-from batchyard_consumers.device import Running
 from batchyard_consumers.drain import Drain
+from batchyard_consumers.executing import Task
 from batchyard_consumers.heartbeat import PATH_SECONDS_PER_JOB, Heartbeat, SpeedReporter
 from batchyard_consumers.watchdog import DEAF_SECONDS, Watchdog
 from tests.unit.consumers.line import Line, until
@@ -172,33 +171,32 @@ def test_an_outage_of_the_database_changes_nothing() -> None:
 
 def test_a_pass_beyond_its_limit_is_noticed() -> None:
     now = [0.0]
-    hung: list[Running] = []
+    hung: list[Task] = []
     gate = Gate()
     with Line({"gate": gate}, budget=1) as line:
         watchdog = Watchdog(
             line.pipeline,
             waiting_tickets=lambda: 0,
             reconnect=lambda: None,
-            on_hang=hung.append,
+            on_hang=lambda task, _served: hung.append(task),
             clock=lambda: now[0],
         )
         ids = line.submit("gate", ["a"])
         assert gate.entered.wait(10)
-        until(lambda: line.pipeline.device.running)
-        (running,) = line.pipeline.device.running
-        now[0] = running.since + 299.0
+        (task,) = line.pipeline.executing.tasks
+        now[0] = task.since + 299.0
         watchdog.check()
         assert hung == []
-        now[0] = running.since + 301.0
+        now[0] = task.since + 301.0
         watchdog.check()
-        assert [job.id for job in hung[0].batch.jobs] == ids
+        assert [job.id for job in hung[0].jobs] == ids
         gate.opened.set()
         line.finish(ids)
 
 
 def test_every_pass_is_watched() -> None:
     now = [0.0]
-    hung: list[Running] = []
+    hung: list[Task] = []
     gate = Gate()
     gate.concurrent_forward = True
     with Line({"gate": gate}, budget=1) as line:
@@ -206,16 +204,17 @@ def test_every_pass_is_watched() -> None:
             line.pipeline,
             waiting_tickets=lambda: 0,
             reconnect=lambda: None,
-            on_hang=hung.append,
+            on_hang=lambda task, _served: hung.append(task),
             clock=lambda: now[0],
         )
         ids = line.submit("gate", ["a", "b"])
-        until(lambda: sum(running.since < math.inf for running in line.pipeline.device.running) == 2)
-        second = line.pipeline.device.running[1]
-        line.pipeline.device._running[1] = replace(second, since=second.since - 300.0)
+        until(lambda: len(line.pipeline.executing.tasks) == 2)
+        tasks = line.pipeline.executing._tasks
+        slot, second = max(tasks.items(), key=lambda item: item[1].since)
+        tasks[slot] = second._replace(since=second.since - 300.0)
         now[0] = second.since + 1.0
         watchdog.check()
-        assert [running.batch for running in hung] == [second.batch]
+        assert [task.jobs for task in hung] == [second.jobs]
         gate.opened.set()
         line.finish(ids)
 

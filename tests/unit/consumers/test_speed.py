@@ -154,11 +154,41 @@ def test_running_out_of_memory_shrinks_and_stops_the_climb() -> None:
     speed = Speed()
     run(speed, 14, a=1e-4, b=0.05)
     before = speed.budget
-    speed.shrink()
+    speed.shrink(before)
     assert speed.budget == int(before * 0.8)
     assert speed.is_settled
     run(speed, 3 * PROBE_EVERY, a=1e-4, b=0.05)
     assert int(before * 0.8) < speed.budget < before
+
+
+def test_a_batch_far_below_the_budget_that_runs_out_of_memory_says_where_it_ends() -> None:
+    speed = Speed()
+    run(speed, 14, a=1e-4, b=0.05)
+    quarter = speed.budget // 4
+    speed.shrink(quarter)
+    assert speed.budget == int(0.8 * quarter)
+
+
+def test_a_configured_budget_adapts_to_the_memory_and_recovers() -> None:
+    speed = Speed(configured_budget=1000)
+    speed.shrink(1000)
+    assert speed.budget == 800
+    budgets = set()
+    for _ in range(6 * PROBE_EVERY):
+        speed.observe(padded_cost=speed.budget, cost=speed.budget, jobs=10, seconds=0.1)
+        budgets.add(speed.budget)
+    assert sorted(budgets)[:3] == [800, 840, 882]
+    assert speed.budget == 1000
+
+
+def test_one_job_too_large_for_any_batch_costs_the_budget_nothing() -> None:
+    speed = Speed()
+    run(speed, 14, a=1e-4, b=0.05)
+    before = (speed.budget, speed.is_settled)
+    kept = speed.shrink(speed.budget)
+    assert speed.budget < before[0]
+    speed.forgive(kept)
+    assert (speed.budget, speed.is_settled) == before
 
 
 def test_figures_for_the_rest() -> None:
