@@ -57,9 +57,9 @@ used AS (
         tenant_id, queue_id, hour, jobs, cost, device_us, input_bytes, result_bytes, retired_bytes
     )
     SELECT tenant_id, queue_id, now / {HOUR_MS}, coalesce(sum(jobs) FILTER (WHERE state = 3), 0),
-        coalesce(sum(cost) FILTER (WHERE state = 3), 0), coalesce(sum(device_us) FILTER (WHERE state = 3), 0), 0,
-        coalesce(sum(bytes), 0), 0
-    FROM counted, clock WHERE state IN (3, 4) GROUP BY tenant_id, queue_id, now
+        coalesce(sum(cost) FILTER (WHERE state = 3), 0), sum(device_us), 0,
+        coalesce(sum(bytes) FILTER (WHERE state IN (3, 4)), 0), 0
+    FROM counted, clock WHERE state IN (3, 4) OR device_us > 0 GROUP BY tenant_id, queue_id, now
 ),"""
 
 _RESULTS = """
@@ -73,8 +73,9 @@ _RESULTS_AGAIN = """
 results AS (
     INSERT INTO job_results AS r (job_id, format, cost, device_us, attempt, completed_by, body)
     SELECT id, format, cost, device_us, attempt, %(owner)s, body FROM moved WHERE state IN (2, 3, 4)
-    ON CONFLICT (job_id) DO UPDATE SET format = excluded.format, cost = excluded.cost, device_us = excluded.device_us,
-        attempt = excluded.attempt, completed_by = excluded.completed_by, body = excluded.body
+    ON CONFLICT (job_id) DO UPDATE SET format = excluded.format, cost = excluded.cost,
+        device_us = r.device_us + excluded.device_us, attempt = excluded.attempt,
+        completed_by = excluded.completed_by, body = excluded.body
 )"""
 
 _FLUSHES = """,
