@@ -26,6 +26,9 @@ def outlook(job: JobView, *, load: QueueLoad, position: int | None, now_ms: int)
             eta_seconds=_eta_seconds(load, position=position),
             waits_because=_why_queued(job, load=load, position=position),
         )
+    if job.is_following:
+        message = "another job that computes the same goes first"
+        return Outlook(waits_because=WaitReason(code="same_computation", message=message))
     if job.state == State.WAITING:
         due_in = max(0.0, ((job.not_before_ms or now_ms) - now_ms) / 1000)
         message = f"backs off for {due_in:.1f} s after failure {job.failures} of {job.max_failures}"

@@ -19,7 +19,8 @@ class State(IntEnum):
     """Held by one consumer under its lease. Set by a claim. Rescued by the reaper once the owner's lease is over."""
 
     WAITING = 2
-    """Backs off after a retryable failure. Set by its consumer. The dispatcher rescues it once `not_before` passes."""
+    """Backs off after a retryable failure, or lets another job go first that computes the same. Set by its consumer.
+    The dispatcher rescues it once `not_before` passes."""
 
     SUCCEEDED = 3
     """Has its result. Set by the owning consumer, fenced by owner and attempt. Terminal."""
@@ -224,6 +225,8 @@ class ClaimedJob(msgspec.Struct, frozen=True, gc=False):
     created_at_ms: int
     input: bytes
     params: bytes | None
+    is_followed: bool = False
+    """Other jobs may wait for what it computes: see `JobStore.share`."""
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -252,6 +255,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The job's share of its batch's time on the device, in microseconds."""
     retry_in_ms: int = 0
     """Back-off before a WAITING job is due again."""
+    computed_by: int | None = None
+    """The job whose result this is, where it was served from the cache; 0 for one of another tenant."""
 
 
 class ResultRow(msgspec.Struct, frozen=True, gc=False, array_like=True):

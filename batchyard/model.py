@@ -56,6 +56,14 @@ class Model:
         """Exact size of one item in `cost_unit`, at least 1: what the batch budget counts, and its place by length."""
         return 1
 
+    def cache_key(self, item: Any) -> str | bytes | None:
+        """What tells an item from those that come to another result, where `cache_seconds` is set; None: compute it.
+
+        The version, the job's parameters and its tenant are told apart beside it. A model that does not define this
+        tells jobs apart by their whole input.
+        """
+        return None
+
     def forward(self, items: Sequence[Any]) -> Any:
         """Run one batch on the device and return its outputs, in any form that `postprocess` reads."""
         raise NotImplementedError(f"{type(self).__qualname__} must define forward(items)")

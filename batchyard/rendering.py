@@ -84,6 +84,8 @@ def job(
         cost_estimate=view.cost_estimate,
         cost=view.cost,
         device_seconds=None if view.device_us is None else view.device_us / 1e6,
+        cached=view.computed_by is not None,
+        computed_by=format_id(view.computed_by) if view.computed_by else None,
         retry_at=optional_rfc3339(view.not_before_ms) if view.state == State.WAITING else None,
         position=seen.position,
         eta_seconds=seen.eta_seconds,

@@ -171,6 +171,7 @@ class WaitReason(msgspec.Struct, kw_only=True, frozen=True):
         "no_capacity",
         "no_consumer",
         "retry_backoff",
+        "same_computation",
         "paused",
         "over_budget",
     ]
@@ -213,6 +214,10 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     cost: int | None = None
     """Exact, in the model's unit."""
     device_seconds: float | None = None
+    cached: bool = False
+    """Served with what another job had computed."""
+    computed_by: str | None = None
+    """That job, where it is of the same tenant."""
     retry_at: str | None = None
     """When a waiting job is due again."""
     position: int | None = None

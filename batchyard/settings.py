@@ -155,6 +155,10 @@ class ModelSettings:
     """Whether a consumer loads it when it starts; else with its first work."""
     pinned: bool = False
     """Whether it stays in memory when others need the room."""
+    cache_seconds: float | None = None
+    """For how long a result serves other jobs that compute the same; None: each job is computed."""
+    cache_across_tenants: bool = False
+    """Whether those may be jobs of other tenants."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -180,6 +180,12 @@ class ConsumerMetrics:
         )
         self.finished_jobs = make.counter("jobs_finished_total", "Jobs that ended here, by outcome", "model", "outcome")
         self.retried_jobs = make.counter("jobs_retried_total", "Retryable failures that went back to wait", "model")
+        self.cache_jobs = make.counter(
+            "cache_jobs_total",
+            "Jobs of models with a cache: hit (served), miss (computed), wait (for who computes the same; asks again)",
+            "model",
+            "outcome",
+        )
         self.released_jobs = make.counter("jobs_released_total", "Jobs handed back unfinished, by reason", "reason")
         self.batches = make.counter("batches_total", "Forward passes", "model")
         self.batch_jobs = make.histogram("batch_size_jobs", "Jobs in one forward pass", "model", buckets=SIZES)

@@ -33,7 +33,7 @@ class Builder:
     ) -> Settings:
         sections = {name: self._section(kind, (name,), {}) for name, kind in SECTIONS.items()}
         hardware = self._hardware()
-        models = self._models()
+        models = self._models(keep_seconds=sections["retention"].keep_seconds)
         faults_before = len(self.faults)
         pools = self._pools(models, hardware)
         if len(self.faults) == faults_before:
@@ -104,7 +104,7 @@ class Builder:
     def _names(self, section: str) -> list[str]:
         return list(dict.fromkeys(path[1] for path in self.given if path[0] == section and len(path) > 1))
 
-    def _models(self) -> tuple[ModelSettings, ...]:
+    def _models(self, *, keep_seconds: float) -> tuple[ModelSettings, ...]:
         models = []
         for label in self._names("models"):
             path = ("models", label)
@@ -120,6 +120,7 @@ class Builder:
                 if (given := self.given.get((*path, "version"))) is not None and given.value != version:
                     self._fault((*path, "version"), given, f'"{version}", as the name of the section says, or left out')
             model = self._section(ModelSettings, path, fixed)
+            self._check_cache(path, model, keep_seconds=keep_seconds)
             models.append(self._with_source(path, model))
         seen: set[str] = set()
         for model in models:
@@ -127,6 +128,15 @@ class Builder:
                 self.faults.append(f"models: {model.qualified} is defined twice")
             seen.add(model.qualified)
         return tuple(models)
+
+    def _check_cache(self, path: Path_, model: ModelSettings, *, keep_seconds: float) -> None:
+        """Results are kept with their jobs, so none can serve others any longer."""
+        seconds, across = (*path, "cache_seconds"), (*path, "cache_across_tenants")
+        if model.cache_across_tenants and seconds not in self.given:
+            self._fault(across, self.given[across], "false, unless cache_seconds says for how long results are kept")
+        if model.cache_seconds is not None and model.cache_seconds > keep_seconds:
+            allowed = f"at most {keep_seconds:g}, as retention.keep_seconds: results are deleted with their jobs"
+            self._fault(seconds, self.given[seconds], allowed)
 
     def _with_source(self, path: Path_, model: ModelSettings) -> ModelSettings:
         """A source that is surely a path is read from the file's folder, wherever the consumer starts."""

@@ -246,6 +246,7 @@ RULES: Mapping[str, Rule] = {
     "models.p99_batch_seconds": _SECONDS,
     "models.memory_gib": above(0),
     "models.gpu_memory_gib": above(0),
+    "models.cache_seconds": above(0),
     "pools.memory_gib": above(0),
     "hardware.cpus": above(0),
     "hardware.memory_gib": above(0),

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from batchyard.jobs import Accepted, ClaimedJob, Outcome, ResultRow, Submission
+from batchyard.sharing import Division
 from batchyard.store.records import (
     ApiKey,
     BacklogRow,
@@ -133,6 +134,14 @@ class JobStore(Protocol):
         the owner's lease lives. Raises `attempt`; sets owner and started_at. Ids that do not match are simply absent.
         """
 
+    def share(self, held: Sequence[ClaimedJob], keys: Sequence[bytes], *, owner: int, keep_ms: int) -> Division:
+        """Of held jobs that compute what `keys` say, one for each, let one compute what several do: see
+        `batchyard.sharing`. Those of which a job has succeeded within `keep_ms` are served with its result, and stay
+        held. Those of which another job runs, or comes before them here, become WAITING, uncharged: they are due once
+        that job runs no more, at the latest with the lease that it runs under. Of others the first computes from now
+        on. Where all are served this is one read.
+        """
+
     def finish(self, outcomes: Sequence[Outcome], *, owner: int) -> list[int]:
         """Write outcomes of held jobs in one fenced transaction; return the ids that were written, in input order.
 
@@ -140,7 +149,7 @@ class JobStore(Protocol):
         says; WAITING adds one to `failures`, sets not_before and keeps its error as the result row until a later one
         takes its place; FAILED adds one too. Writes usage, bulk counts and flushes. Retrying after an ambiguous commit
         is safe: a job already finished by this owner at this attempt counts as written. A result already terminal
-        otherwise is never touched.
+        otherwise is never touched. Jobs that wait for one of these (see `share`) are due.
         """
 
     def release(
@@ -189,6 +198,10 @@ class JobStore(Protocol):
 
     def forget_progress(self, *, limit: int) -> int:
         """Delete what was told of jobs that do not run any more; how many."""
+
+    def forget_computations(self, *, limit: int) -> int:
+        """Look through the next `limit` computations, by key and in rounds, and delete those from which nobody can be
+        served any more; how many."""
 
     def disown(self) -> None:
         """Of a database that was put back from a backup: nobody registered in it may write any more, what they held is

@@ -12,8 +12,10 @@ from sqlalchemy import Connection, and_, func, or_, select
 from batchyard.jobs import State
 from batchyard.store.deltas import Deltas, JobRow
 from batchyard.store.payloads import Payloads
+from batchyard.store.sql import JOB_ROW
 from batchyard.store.tables import (
     bulks,
+    followers,
     job_inputs,
     job_labels,
     job_results,
@@ -38,6 +40,7 @@ class Moves(Payloads):
         connection.execute(jobs.update().where(self._among(jobs.c.id, ids)).values(state=int(to), **values))
         for row in rows:
             deltas.move(row, to)
+        self._free_followers(connection, [row.id for row in rows if row.state == State.RUNNING])
 
     def _requeue(
         self, connection: Connection, rows: Sequence[JobRow], *, deltas: Deltas, now_ms: int, **values: object
@@ -72,6 +75,24 @@ class Moves(Payloads):
         for row in rows:
             flipped = -1 - row.priority if (row.priority >= 0) == held else row.priority
             deltas.move(row, State.QUEUED, priority=flipped)
+        self._free_followers(connection, [row.id for row in rows if row.state == State.RUNNING])
+
+    def _free_followers(self, connection: Connection, ids: Sequence[int]) -> None:
+        """These jobs have just ceased to run: those that let them go first are due. One that somebody else holds now is
+        so with the lease that it waits for."""
+        if not ids:
+            return
+        behind = self._among(followers.c.computing_id, ids)
+        if connection.execute(select(followers.c.job_id).where(behind).limit(1)).first() is None:
+            return
+        told = select(*JOB_ROW).join(followers, followers.c.job_id == jobs.c.id).where(behind)
+        # The sum keeps planners from the index on what is due: the followers are the way in.
+        told = told.where(jobs.c.state + 0 == int(State.WAITING), jobs.c.attempt == followers.c.attempt)
+        due = [row.id for row in self._lock_jobs(connection, told)]
+        if due:
+            changed = jobs.update().where(self._among(jobs.c.id, due))
+            connection.execute(changed.values(not_before=self._database_ms(connection)))
+        connection.execute(followers.delete().where(behind))
 
     def _delete(self, connection: Connection, rows: Sequence[JobRow], *, deltas: Deltas, now_ms: int) -> list[int]:
         """Delete terminal jobs with what belongs to them, leaving tombstones, and the payloads that they referred to.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -14,7 +14,16 @@ from batchyard.jobs import State, redrive_key
 from batchyard.store.base import JobFilter, JobInput, JobPage, JobView
 from batchyard.store.progress import Progress
 from batchyard.store.sql import IS_RUNNING, IS_WAITING
-from batchyard.store.tables import idempotency, job_inputs, job_labels, job_results, job_webhooks, jobs, tombstones
+from batchyard.store.tables import (
+    followers,
+    idempotency,
+    job_inputs,
+    job_labels,
+    job_results,
+    job_webhooks,
+    jobs,
+    tombstones,
+)
 from batchyard.store.views import ERROR, job_view, view_query
 
 PAGE_SCAN = 5_000
@@ -58,6 +67,10 @@ class Readers(Progress):
         if running:
             told = self._partial(running)
             views = [replace(view, partial_body=told[view.id]) if view.id in told else view for view in views]
+        waiting = {(view.id, view.attempt) for view in views if view.state == State.WAITING}
+        if waiting:
+            follow = self._following(waiting)
+            views = [replace(view, is_following=True) if (view.id, view.attempt) in follow else view for view in views]
         keys = {redrive_key(view.id): view.id for view in views if view.state.is_dead}
         if not keys:
             return views
@@ -66,6 +79,13 @@ class Readers(Progress):
         with self._reading() as connection:
             taken = {keys[key]: first_id for key, first_id in connection.execute(made)}
         return [replace(view, redriven_as=taken[view.id]) if view.id in taken else view for view in views]
+
+    def _following(self, waiting: Set[tuple[int, int]]) -> Set[tuple[int, int]]:
+        """Of waiting jobs and their attempts, those that let another job go first."""
+        told = select(followers.c.job_id, followers.c.attempt)
+        told = told.where(self._among(followers.c.job_id, sorted(job_id for job_id, _ in waiting)))
+        with self._reading() as connection:
+            return waiting & {(row.job_id, row.attempt) for row in connection.execute(told)}
 
     def get_inputs(self, ids: Sequence[int], *, tenant_id: int, max_bytes: int) -> list[JobInput]:
         """See `JobStore.get_inputs`."""

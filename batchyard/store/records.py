@@ -259,10 +259,14 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """Of a dead job: the one that took its place."""
     partial_body: bytes | None = None
     """JSON of what a running job has come to so far, where its model tells."""
+    is_following: bool = False
+    """Waiting, because another job goes first that computes the same."""
     cost: int | None = None
     device_us: int | None = None
     result_format: int | None = None
     result_body: bytes | None = None
+    computed_by: int | None = None
+    """The job whose result this is, where it was served from the cache; 0 for one of another tenant."""
     error: ErrorInfo | None = None
 
     @property

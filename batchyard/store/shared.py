@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from batchyard.store.bulks import Bulks
 from batchyard.store.chores import Chores
+from batchyard.store.computations import Computations
 from batchyard.store.editing import Editing
 from batchyard.store.fleet import Fleet
 from batchyard.store.health import Health
@@ -28,6 +29,7 @@ class SharedStore(
     Reaping,
     Chores,
     Retention,
+    Computations,
     Outbox,
     Health,
     Ledgers,

@@ -184,6 +184,7 @@ job_results = Table(
     Column("attempt", Integer, nullable=False, comment="The attempt that won"),
     Column("completed_by", BigInteger, nullable=False, comment="The consumer that wrote it"),
     Column("body", LargeBinary, nullable=False),
+    Column("computed_by", BigInteger, comment="Served from the cache: the job that computed it; 0: another tenant's"),
 )
 
 job_payloads = Table(
@@ -486,6 +487,26 @@ job_progress = Table(
     comment="What a running job has come to so far",
     sqlite_with_rowid=False,
 )
+
+computations = Table(
+    "computations",
+    metadata,
+    Column("key", LargeBinary, primary_key=True, comment="SHA-256 of what is computed, by which version, for whom"),
+    Column("job_id", BigInteger, nullable=False, comment="That computes it, or has; its own row says how that stands"),
+    Column("keep_ms", BigInteger, nullable=False, comment="How long its result may serve others"),
+    sqlite_with_rowid=False,
+)
+
+followers = Table(
+    "followers",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, nullable=False, comment="That gave way; counts while the job waits at it"),
+    Column("computing_id", BigInteger, nullable=False, comment="The job that goes first"),
+    comment="Waiting jobs that let another go first which computes the same",
+    sqlite_with_rowid=False,
+)
+Index("followers_computing", followers.c.computing_id)
 
 job_webhooks = Table(
     "job_webhooks",

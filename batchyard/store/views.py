@@ -19,7 +19,7 @@ _ERROR = msgspec.json.Decoder(ErrorInfo)
 _ENCODER = msgspec.json.Encoder()
 
 _INPUT = (job_inputs.c.custom_id, job_inputs.c.labels, job_inputs.c.redrive_of)
-_RESULT = (job_results.c.cost, job_results.c.device_us, job_results.c.format)
+_RESULT = (job_results.c.cost, job_results.c.device_us, job_results.c.format, job_results.c.computed_by)
 
 
 def view_query(*, results: bool) -> Select[Any]:
@@ -64,6 +64,7 @@ def job_view(row: Row[Any]) -> JobView:
         device_us=row.device_us,
         result_format=row.format if shown else None,
         result_body=bytes(row.body) if shown else None,
+        computed_by=row.computed_by,
         error=load_error(row.body) if is_error else None,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ class Meter:
         self._started = time.monotonic()
         self._finished: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._shared: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._lock = threading.Lock()
+        """Of `_shared`."""
         self._busy_seconds = 0.0
         self._last: tuple[float, float, int] = (self._started, 0.0, 0)
 
@@ -40,6 +44,13 @@ class Meter:
         """`kind`: ticket or idle."""
         self.metrics.claims.labels(kind).inc()
         self.metrics.claimed_jobs.labels(kind).inc(jobs)
+
+    def shared(self, served: Served, **counts: int) -> None:
+        """By outcome, jobs of a model whose results are kept for others: `hit`, `miss` or `wait`."""
+        for outcome, count in counts.items():
+            self.metrics.cache_jobs.labels(served.name, outcome).inc(count)
+        with self._lock:
+            self._shared[served.name].update(counts)
 
     def preprocessed(self, served: Served, seconds: float) -> None:
         self.metrics.preprocess_seconds.labels(served.name).observe(seconds)
@@ -97,12 +108,12 @@ class Meter:
             "finished": dict(self._finished),
             "closed_batches": dict(self._reasons),
             "held": stages,
-            "models": {served.name: _of_model(served) for served in versions},
+            "models": {served.name: _of_model(served, self._shared[served.name]) for served in versions},
             "samples": snapshot(self.registry),
         }
 
 
-def _of_model(served: Served) -> dict[str, Any]:
+def _of_model(served: Served, shared: Counter[str]) -> dict[str, Any]:
     speed = served.speed
     return {
         "loaded": served.model is not None,
@@ -114,4 +125,5 @@ def _of_model(served: Served) -> dict[str, Any]:
         "budget": speed.budget,
         "mean_cost": round(speed.mean_cost, 2),
         "seconds_per_job": speed.seconds_per_job,
+        "cache": dict(shared),
     }

@@ -96,6 +96,7 @@ class Preparer:
         seconds = time.perf_counter() - started
         self._seconds_per_job[served.name] = max(seconds / count, 1e-9)
         self._meter.preprocessed(served, seconds)
+        jobs, items, costs = self._sharing.by_item(chunk, jobs, items, costs)
         if jobs and not self._pools.add(served, jobs, items, costs, owner=chunk.owner):
             self._return(chunk, jobs)
 

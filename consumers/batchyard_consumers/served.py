@@ -42,6 +42,10 @@ class Served:
     """Jobs join and leave between steps."""
     waiting_cost: int = 0
     """Of its jobs that are queued or running anywhere, as last looked at; where not all models fit."""
+    caches_by_input: bool = False
+    """Jobs with the same input share one computation."""
+    caches_by_item: bool = False
+    """So do those of which the model says that they compute the same."""
     is_leaving: bool = False
     """About to be evicted: what is held is finished, and nothing more is claimed."""
     name: str = field(init=False)
@@ -64,6 +68,9 @@ class Served:
         kind = type(model)
         self.is_plain = kind.preprocess is Model.preprocess
         self.is_level = kind.cost is Model.cost
+        if self.settings.cache_seconds is not None:
+            self.caches_by_input = kind.cache_key is Model.cache_key
+            self.caches_by_item = not self.caches_by_input
         self.pads = bool(getattr(model, "pads", True))
         self.is_concurrent = model.concurrent_forward
         if isinstance(model, ContinuousModel):

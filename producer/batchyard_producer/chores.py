@@ -83,6 +83,7 @@ class Chores:
         self._fold(is_active=is_active)
         self._retire()
         self._forget_progress()
+        self._forget_computations()
         self.database_answered()
 
     def _reap(self) -> None:
@@ -152,6 +153,10 @@ class Chores:
     def _forget_progress(self) -> None:
         if self._is_due("forget progress", every=self._timing.progress):
             self._again_if(self._store.forget_progress(limit=STEP_JOBS) >= STEP_JOBS, "forget progress")
+
+    def _forget_computations(self) -> None:
+        if self._is_due("forget computations", every=self._timing.computations):
+            self._again_if(self._store.forget_computations(limit=STEP_JOBS) > 0, "forget computations")
 
     def _retire(self) -> None:
         if not self._is_due("retire", every=self._timing.retire):

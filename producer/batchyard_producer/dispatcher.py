@@ -62,6 +62,8 @@ class Timing:
     """Between sweeps of the payloads that nobody needs."""
     progress: float = 10.0
     """Between sweeps of what was told of jobs that do not run any more."""
+    computations: float = 10.0
+    """Between looks for results that serve nobody any more, where the last one found none."""
     webhooks: float = 1.0
     """Between looks for webhooks that are due, and for bulks that are finished."""
 

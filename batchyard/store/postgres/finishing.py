@@ -141,6 +141,22 @@ WHERE j.state + 0 IN (g.state, 5) AND j.owner + 0 = %(owner)s AND j.attempt + 0 
 """Of outcomes that matched nothing, those that this owner wrote before, when the answer was lost."""
 
 
+_AFTER = Statement(f"""
+WITH told AS (
+    UPDATE job_results r SET computed_by = w.computed_by
+    FROM unnest(%(served)s, %(served_by)s) AS w(id, computed_by) JOIN jobs j ON j.id = w.id
+    WHERE r.job_id = w.id AND j.state + 0 = 3 AND j.owner + 0 = %(owner)s AND r.attempt = j.attempt
+),
+over AS MATERIALIZED (SELECT j.id FROM unnest(%(followed)s) AS w(id) JOIN jobs j ON j.id = w.id WHERE j.state + 0 <> 1),
+freed AS (DELETE FROM followers f USING over o WHERE f.computing_id = o.id RETURNING f.job_id, f.attempt),
+due AS MATERIALIZED (
+    SELECT j.id FROM freed f JOIN jobs j ON j.id = f.job_id
+    WHERE j.state + 0 = 2 AND j.attempt + 0 = f.attempt FOR UPDATE OF j SKIP LOCKED
+)
+UPDATE jobs j SET not_before = {NOW} FROM due d WHERE j.id = d.id""")
+"""What is to be done about jobs that computed for others, or were served with what others had computed: names these,
+and makes those due that let the former go first. One that somebody else holds now is so with the lease it waits for."""
+
 _BY_ID = attrgetter("job.id")
 
 
@@ -158,6 +174,9 @@ class Finishing(Session):
             return []
         values = _columns(sorted(outcomes, key=_BY_ID))
         values["owner"] = int8(owner)
+        values["followed"] = int8s([outcome.job.id for outcome in outcomes if outcome.job.is_followed])
+        served = {one.job.id: one.computed_by for one in outcomes if one.computed_by is not None}
+        values["served"], values["served_by"] = int8s(served), int8s(served.values())
         written = self._finish(outcomes, values, webhooks=self._has_webhooks)
         if written == [] and not self._has_webhooks:
             self._has_webhooks = True
@@ -173,10 +192,12 @@ class Finishing(Session):
             retries=any(outcome.state is State.WAITING or outcome.job.failures for outcome in outcomes),
             webhooks=webhooks,
         )
+        is_shared = any(outcome.job.is_followed or outcome.computed_by is not None for outcome in outcomes)
+        then = _AFTER if is_shared else None
         try:
-            ((written,),) = self._run(statement, **values)
+            ((written,),) = self._run(statement, then=then, **values)
         except ConnectionLost:
-            ((written,),) = self._run(statement, **values)
+            ((written,),) = self._run(statement, then=then, **values)
         ids: list[int] | None = written
         return ids
 

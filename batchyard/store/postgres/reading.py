@@ -10,9 +10,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from batchyard.jobs import State
+from batchyard.sharing import Computed
 from batchyard.store.base import Candidate, JobView, ResultRow
+from batchyard.store.computations import computed
 from batchyard.store.order import Key, LineKey, Standing
-from batchyard.store.postgres.arrays import int8s
+from batchyard.store.postgres.arrays import byteas, int8s
 from batchyard.store.postgres.session import Session, int8
 from batchyard.store.postgres.statement import Statement
 from batchyard.store.tables import jobs
@@ -92,7 +94,7 @@ LEFT JOIN job_results r ON r.job_id = g.id""")
 """The rows of finished jobs."""
 
 _INPUT_COLUMNS = ("custom_id", "labels", "redrive_of")
-_RESULT_COLUMNS = ("cost", "device_us", "format")
+_RESULT_COLUMNS = ("cost", "device_us", "format", "computed_by")
 _record: Any = namedtuple  # the type checker wants to see the names, which the table knows
 _view_row = _record("_ViewRow", [*jobs.c.keys(), *_INPUT_COLUMNS, *_RESULT_COLUMNS, "body"])
 """A row that `job_view` reads."""
@@ -110,6 +112,13 @@ def view(*, results: bool) -> Statement:
         WHERE j.tenant_id + 0 = %(tenant)s""")
 
 
+COMPUTED = Statement("""
+SELECT c.key, j.id, j.tenant_id, r.format, r.cost, r.body
+FROM unnest(%(keys)s) AS w(key) JOIN computations c ON c.key = w.key JOIN jobs j ON j.id = c.job_id
+JOIN job_results r ON r.job_id = j.id
+WHERE j.state + 0 = 3 AND j.finished_at > %(after)s""")
+"""What jobs computed that finished after then."""
+
 UNFINISHED = Statement("""
 SELECT j.id FROM unnest(%(ids)s) AS g(id) JOIN jobs j ON j.id = g.id WHERE j.state + 0 < 3""")
 """Which jobs are there and not terminal."""
@@ -126,6 +135,10 @@ class Reading(Session):
         wanted = int8s(dict.fromkeys(ids))
         rows = self._run(view(results=results), ids=wanted, tenant=int8(tenant_id))
         return [job_view(_view_row._make(row)) for row in rows]
+
+    def _computed(self, keys: Sequence[bytes], *, after_ms: int) -> dict[bytes, Computed]:
+        rows = self._run(COMPUTED, keys=byteas(keys), after=int8(after_ms))
+        return {key: computed(*row) for key, *row in rows}
 
     def finished_among(self, ids: Sequence[int]) -> list[int]:
         """See `JobStore.finished_among`."""

@@ -91,10 +91,10 @@ _FLUSHES = "SELECT seq, job_ids FROM flushes WHERE bulk_id = ? AND seq > ? ORDER
 _VIEWS = f"""
 SELECT json_group_array(json_array(id, queue_id, state, priority, attempt, failures, crashes, preemptions, max_failures,
         cancel_requested, cost_estimate, created_at, bulk_id, bulk_index, deadline, not_before, started_at, finished_at,
-        custom_id, labels, redrive_of, cost, device_us, format)),
+        custom_id, labels, redrive_of, cost, device_us, format, computed_by)),
     json_group_array(length(body)), {_GATHERED}
 FROM (
-    SELECT j.*, i.custom_id, i.labels, i.redrive_of, r.cost, r.device_us, r.format,
+    SELECT j.*, i.custom_id, i.labels, i.redrive_of, r.cost, r.device_us, r.format, r.computed_by,
         CASE WHEN ?3 OR r.format = {ERROR} THEN r.body END AS body
     FROM json_each(?1) e CROSS JOIN jobs j ON j.id = e.value CROSS JOIN job_inputs i ON i.job_id = j.id
         LEFT JOIN job_results r ON r.job_id = j.id
@@ -231,5 +231,6 @@ def _view(row: Sequence[Any], body: bytes | None, tenant_id: int) -> JobView:
         device_us=row[22],
         result_format=format_ if shown else None,
         result_body=body if shown else None,
+        computed_by=row[24],
         error=error,
     )

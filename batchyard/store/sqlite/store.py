@@ -49,6 +49,11 @@ _LEDGERS = {
         """,
 }
 
+_SERVED = """
+UPDATE job_results SET computed_by = told.by
+FROM (SELECT value ->> 0 AS id, value ->> 1 AS by FROM json_each(?)) told WHERE job_id = told.id
+"""
+
 _FLUSH = """
 INSERT INTO flushes (id, bulk_id, seq, job_ids)
 SELECT next, ?1, next, ?2 FROM (SELECT coalesce(max(id), 0) + 1 AS next FROM flushes)
@@ -201,6 +206,9 @@ class SqliteStore(Reads):
                 handle.raw.execute(statement, bound)
             deltas = Deltas()
             claims.count_outcomes(writable, now_ms=now_ms, deltas=deltas)
+            self._free_followers(handle.core, [outcome.job.id for outcome in writable if outcome.job.is_followed])
+            if served := [(one.job.id, one.computed_by) for one in writable if one.computed_by is not None]:
+                handle.raw.execute(_SERVED, (encode(served).decode(),))
             self._record_raw(handle.raw, deltas)
             (tenants,) = handle.raw.execute(claims.LISTENING).fetchone()
             if tenants != "[]":
