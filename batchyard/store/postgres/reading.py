@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,6 +16,7 @@ from batchyard.store.base import Candidate, JobView, ResultRow
 from batchyard.store.computations import computed
 from batchyard.store.order import Key, LineKey, Standing
 from batchyard.store.postgres.arrays import byteas, int8s
+from batchyard.store.postgres.floors import Floors
 from batchyard.store.postgres.session import Session, int8
 from batchyard.store.postgres.statement import Statement
 from batchyard.store.tables import jobs
@@ -38,25 +40,27 @@ ORDER BY l.ordinal, j.id""")
 """For each line the jobs after a bound, so many at the most."""
 
 OLDEST = Statement("""
-SELECT min(j.created_at) FROM unnest(%(tenants)s, %(priorities)s) AS l(tenant_id, priority)
+SELECT l.ordinal, j.id, j.created_at
+FROM unnest(%(tenants)s, %(priorities)s, %(floors)s) WITH ORDINALITY AS l(tenant_id, priority, floor, ordinal)
 CROSS JOIN LATERAL (
-    SELECT created_at FROM jobs
+    SELECT id, created_at FROM jobs
     WHERE state = 0
-        AND (queue_id, tenant_id, priority, id) >= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 0)
+        AND (queue_id, tenant_id, priority, id) > (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.floor)
         AND (queue_id, tenant_id, priority, id)
             <= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 9223372036854775807)
     ORDER BY queue_id, tenant_id, priority, id LIMIT 1
 ) j""")
-"""When the oldest of the lines' first jobs was created."""
+"""The first job of each line, and when it was created."""
 
 STRAGGLERS = Statement("""
-SELECT j.id
-FROM unnest(%(tenants)s, %(priorities)s, %(bounds)s, %(limits)s) AS l(tenant_id, priority, bound, most)
+SELECT l.ordinal, j.id
+FROM unnest(%(tenants)s, %(priorities)s, %(floors)s, %(bounds)s, %(limits)s)
+    WITH ORDINALITY AS l(tenant_id, priority, floor, bound, most, ordinal)
 CROSS JOIN LATERAL (
     SELECT id FROM jobs
     WHERE state = 0
         AND (queue_id, tenant_id, priority, id) < (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.bound)
-        AND (queue_id, tenant_id, priority, id) >= (%(queue)s::int, l.tenant_id::int, l.priority::smallint, 0)
+        AND (queue_id, tenant_id, priority, id) > (%(queue)s::int, l.tenant_id::int, l.priority::smallint, l.floor)
     ORDER BY queue_id, tenant_id, priority, id LIMIT l.most
 ) j
 ORDER BY j.id""")
@@ -129,6 +133,10 @@ _STATES = tuple(State)
 class Reading(Session):
     """Overrides of shared readers."""
 
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._floors = Floors(time.monotonic)
+
     def _jobs(self, ids: Sequence[int], *, tenant_id: int, results: bool) -> list[JobView]:
         if not ids:
             return []
@@ -152,19 +160,49 @@ class Reading(Session):
         keys = [LineKey(tenant_id, priority, bound, limit) for (tenant_id, priority), bound in below.items()]
         if not keys:
             return []
-        return [job_id for (job_id,) in self._run(STRAGGLERS, **_lines(queue_id, keys))]
+        floors = self._floors_of(queue_id, keys)
+        began = time.monotonic()
+        found = self._run(STRAGGLERS, floors=int8s(floors), **_lines(queue_id, keys))
+        ends = {**{ordinal: key.bound for ordinal, key in enumerate(keys, 1)}, **_firsts(found)}
+        self._learn(queue_id, keys, floors, ends, began=began)
+        return [job_id for _, job_id in found]
 
     def _fronts(self, connection: Connection, queue_id: int, keys: Sequence[LineKey]) -> list[list[Candidate]]:
         fronts: list[list[Candidate]] = [[] for _ in keys]
-        if keys:
-            for ordinal, *candidate in self._run(FRONTS, **_lines(queue_id, keys)):
-                fronts[ordinal - 1].append(Candidate(*candidate))
+        if not keys:
+            return fronts
+        # Whoever has been past the beginning of a line looks behind that.
+        floors = [max(key.bound, floor) for key, floor in zip(keys, self._floors_of(queue_id, keys), strict=True)]
+        began = time.monotonic()
+        raised = [key._replace(bound=floor) for key, floor in zip(keys, floors, strict=True)]
+        found = self._run(FRONTS, **_lines(queue_id, raised))
+        self._learn(queue_id, keys, floors, _firsts(found), began=began)
+        for ordinal, *candidate in found:
+            fronts[ordinal - 1].append(Candidate(*candidate))
         return fronts
 
     def _oldest_ms(self, connection: Connection, queue_id: int, lines: Sequence[Key]) -> int | None:
-        tenants, priorities = int8s([tenant_id for tenant_id, _ in lines]), int8s([priority for _, priority in lines])
-        ((created,),) = self._run(OLDEST, queue=int8(queue_id), tenants=tenants, priorities=priorities)
-        return None if created is None else int(created)
+        keys = [LineKey(tenant_id, priority, 0, 1) for tenant_id, priority in lines]
+        floors = self._floors_of(queue_id, keys)
+        began = time.monotonic()
+        columns = _lines(queue_id, keys)
+        asked = {name: columns[name] for name in ("queue", "tenants", "priorities")}
+        found = self._run(OLDEST, floors=int8s(floors), **asked)
+        self._learn(queue_id, keys, floors, _firsts(found), began=began)
+        return min((created for _, _, created in found), default=None)
+
+    def _floors_of(self, queue_id: int, keys: Sequence[LineKey]) -> list[int]:
+        return [self._floors.of((queue_id, key.tenant_id, key.priority)) for key in keys]
+
+    def _learn(
+        self, queue_id: int, keys: Sequence[LineKey], after: Sequence[int], firsts: Mapping[int, int], *, began: float
+    ) -> None:
+        """`firsts`: by ordinal the first id that a look after those ids found, or up to which it found none."""
+        seconds = time.monotonic() - began
+        for ordinal, first in firsts.items():
+            key = keys[ordinal - 1]
+            line = (queue_id, key.tenant_id, key.priority)
+            self._floors.learn(line, after=after[ordinal - 1], none_to=first - 1, seconds=seconds)
 
     def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
         for row in self._run(STANDING, id=int8(job_id), limit=int8(limit)):
@@ -178,6 +216,11 @@ class Reading(Session):
             ResultRow(seq, job_id, index or 0, _STATES[state], custom_id, format_, body)
             for seq, job_id, index, state, custom_id, format_, body in (by_id[one] for one in seq_of if one in by_id)
         ]
+
+
+def _firsts(found: Sequence[tuple[Any, ...]]) -> dict[int, int]:
+    """By the ordinal of each line the least id of rows that are in order."""
+    return {row[0]: row[1] for row in reversed(found)}
 
 
 def _lines(queue_id: int, keys: Sequence[LineKey]) -> dict[str, object]:

@@ -116,6 +116,7 @@ CLAIM_JOBS = 100
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120 + TRANSACTION_JOBS // 500)
 def test_a_transaction_left_open_does_not_slow_claims_down(
     postgres_database: Callable[[], str], tmp_path: Path
 ) -> None:
@@ -131,7 +132,8 @@ def test_a_transaction_left_open_does_not_slow_claims_down(
         session.execute("SELECT count(*) FROM jobs")
         meanwhile = claim_seconds(yard, jobs=TRANSACTION_JOBS)
     last = meanwhile[-len(meanwhile) // 4 :]
-    print(f"claim p99: {1000 * p99(before):.1f} ms before, {1000 * p99(last):.1f} ms at the end of the transaction")
+    figures = f"{1000 * p99(before):.1f} ms before, {1000 * p99(last):.1f} ms at the end of the transaction"
+    print(f"claim p99 {figures}: {p99(last) / p99(before):.2f} times as long; the longest {1000 * max(last):.0f} ms")
     assert p99(last) <= 5 * p99(before)
     store.close()
 
@@ -150,6 +152,7 @@ def claim_seconds(yard: Yard, *, jobs: int) -> list[float]:
             took.append(time.monotonic() - began)
             assert len(claimed) == CLAIM_JOBS
             yard.finish([succeeded(job) for job in claimed])
+        yard.store.fold(limit=10_000)  # as the leader does
     return took
 
 
