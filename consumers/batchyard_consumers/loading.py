@@ -6,6 +6,7 @@ is tried again with a growing pause.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -16,14 +17,14 @@ from typing import Any
 from batchyard.errors import BatchyardError, ModelLoadError, Unavailable
 from batchyard.inputs import Validator
 from batchyard.interpreter import answer_promptly
-from batchyard.model import Model
+from batchyard.model import ContinuousModel, Model
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.device import run_alone, shares_of
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.precision import settle
 from batchyard_consumers.runtimes import make_model, words
-from batchyard_consumers.runtimes.sources import digest_of, verify, without_pickle
+from batchyard_consumers.runtimes.sources import damage, digest_of, verify, without_pickle
 from batchyard_consumers.served import Served
 
 WARM_UP_SECONDS = 1.0
@@ -118,10 +119,10 @@ def load(served: Served, *, device: str, report: Report) -> None:
             with nullcontext() if ":" in served.settings.runtime else without_pickle():
                 model.load(device)
             served.dtype = settle(model, name=served.name, device=device)
-        except ModelLoadError:
+        except (ModelLoadError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a model may raise anything; it is named and the others go on
-            raise ModelLoadError(f"{served.name} cannot load: {words(error)}") from error
+        except BaseException as error:  # a model may raise anything; it is named and the others go on
+            raise ModelLoadError(f"{served.name} cannot load: {words(error)}{damage(model)}") from error
         seconds = time.perf_counter() - started
         try:
             found = digest.result()
@@ -130,7 +131,9 @@ def load(served: Served, *, device: str, report: Report) -> None:
     served.validator = _validator(served, model)
     try:
         _warm(served, model, device)
-    except Exception as error:  # as above
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as above
         raise ModelLoadError(f"{served.name} loads, but its first batch fails: {words(error)}") from error
     finally:
         shares_of(device).leave()
@@ -156,7 +159,7 @@ def _validator(served: Served, model: Model) -> Validator | None:
 
 def _warm(served: Served, model: Model, device: str) -> None:
     """Run samples of growing size where the model has any, from which its speed takes the line and the budget."""
-    samples: Any = getattr(model, "samples", None)
+    samples: Any = getattr(model, "samples", None) or _from_examples(model)
     if samples is None:
         return
     give_up = time.perf_counter() + WARM_UP_SECONDS
@@ -170,3 +173,21 @@ def _warm(served: Served, model: Model, device: str) -> None:
         padded = max(costs) * len(costs)
         share = shares_of(device).of(model)
         served.speed.observe(padded_cost=padded, cost=sum(costs), jobs=len(items), seconds=seconds, share=share)
+
+
+def _from_examples(model: Model) -> Callable[[int], list[Any]] | None:
+    """Samples made of the `examples` in the input schema, for a model that brings none of its own."""
+    examples = model.input_schema.get("examples")
+    if not isinstance(examples, list) or not examples or isinstance(model, ContinuousModel):
+        return None
+
+    def items(count: int) -> list[Any]:
+        # Copies, for a model may change what it is given.
+        made = list(model.preprocess([copy.deepcopy(examples[n % len(examples)]) for n in range(count)], {}))
+        for item in made:
+            if isinstance(item, Exception):
+                raise item
+        return made
+
+    mean_cost = sum(model.cost(item) for item in items(len(examples))) / len(examples)
+    return lambda cost: items(max(1, round(cost / max(1.0, mean_cost))))

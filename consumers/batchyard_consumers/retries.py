@@ -32,7 +32,12 @@ class RetryPolicy:
     def outcome(self, job: ClaimedJob, error: ErrorInfo, *, cost: int = 0, device_us: int = 0) -> Outcome:
         """What a failure makes of a job: WAITING while `error` is retryable and the budget lasts, else FAILED."""
         failures = job.failures + 1
-        spent = {"error": error, "cost": cost, "device_us": device_us}
-        if error.retryable and failures < job.max_failures:
-            return Outcome(job, State.WAITING, retry_in_ms=self.back_off_ms(failures), **spent)
-        return Outcome(job, State.FAILED, **spent)
+        again = error.retryable and failures < job.max_failures
+        return Outcome(
+            job,
+            State.WAITING if again else State.FAILED,
+            error=error,
+            cost=cost,
+            device_us=device_us,
+            retry_in_ms=self.back_off_ms(failures) if again else 0,
+        )

@@ -6,7 +6,7 @@ says a runtime may define
 
 - `pads = False`: a batch costs the sum of its items, not the longest times their number;
 - `samples(cost) -> list`: items to warm up with, of about that cost together;
-- what `precision.py` says, to compute in other dtypes than float32.
+- what `precision.py` says, to compute in other dtypes than float32, and `compiling.py`, to be compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib
 from typing import Any
 
 from batchyard.errors import BatchyardError, ModelLoadError
-from batchyard.model import Model
+from batchyard.model import ContinuousModel, Model
 from batchyard.settings import ModelSettings
 from batchyard_consumers.runtimes.sources import resolve_source
 
@@ -48,10 +48,15 @@ def find_model(settings: ModelSettings) -> type[Model]:
         found: Any = importlib.import_module(module_name)
         for name in class_name.split("."):
             found = getattr(found, name)
-    except Exception as error:  # a user's module may raise anything when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's module may raise anything when it is imported, and call sys.exit()
         raise ModelLoadError(f"{settings.qualified}: cannot import {path}: {words(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Model)):
-        raise ModelLoadError(f"{settings.qualified}: {path} is not a subclass of batchyard.model.Model")
+        raise ModelLoadError(f"{settings.qualified}: {path} is not a subclass of batchyard.Model")
+    needed = ("join", "step", "leave") if issubclass(found, ContinuousModel) else ("forward",)
+    if missing := [name for name in needed if getattr(found, name) is getattr(ContinuousModel, name)]:
+        raise ModelLoadError(f"{settings.qualified}: {path} must define {', '.join(missing)}")
     return found
 
 
@@ -60,11 +65,14 @@ def make_model(settings: ModelSettings) -> Model:
     kind = find_model(settings)
     try:
         model = kind()
-    except Exception as error:  # a user's class may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's class may raise anything
         raise ModelLoadError(f"{settings.qualified}: {kind.__qualname__}() raised {words(error)}") from error
     model.source = resolve_source(settings.source, model=settings.qualified)
     model.options = dict(settings.options)
     model.dtype = settings.dtype
+    model.compile = settings.compile
     return model
 
 

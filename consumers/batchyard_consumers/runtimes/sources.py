@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,30 @@ def digest_of(settings: ModelSettings, model: Model) -> str:
     else:
         total.update(model.source.encode())
     return total.hexdigest()
+
+
+def damage(model: Model) -> str:
+    """Which weights of a local source are cut off or damaged, as words to append; what libraries say does not name
+    them. Looks at the frame of each file alone."""
+    if not is_local(model.source):
+        return ""
+    root = Path(model.source).expanduser()
+    damaged = [f"{path} ({path.stat().st_size:,} bytes)" for _, path in _files(root) if _is_damaged(path)]
+    return f" (cut off or damaged: {', '.join(damaged)})" if damaged else ""
+
+
+def _is_damaged(path: Path) -> bool:
+    if path.suffix in {".pt", ".pt2", ".pth"}:
+        return not zipfile.is_zipfile(path)
+    if path.suffix != ".safetensors":
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            return False
+    except (SafetensorError, OSError):
+        return True
 
 
 def _add_files(total: hashlib._Hash, source: Path) -> None:
