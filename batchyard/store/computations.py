@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row, Select, and_, or_, select
 
 from batchyard.jobs import ClaimedJob, State
 from batchyard.sharing import Computed, Division, Standing, Turn, take_turns
@@ -16,9 +16,9 @@ from batchyard.store.tables import computations, consumers, followers, job_resul
 
 _SUCCEEDED = int(State.SUCCEEDED)
 _RESULT = (job_results.c.job_id, jobs.c.tenant_id, job_results.c.format, job_results.c.cost, job_results.c.body)
-_STANDING = select(*JOB_ROW, jobs.c.attempt, jobs.c.owner, jobs.c.finished_at, consumers.c.lease_until).outerjoin_from(
-    jobs, consumers, consumers.c.id == jobs.c.owner
-)
+_STANDING: Select[Any] = select(
+    *JOB_ROW, jobs.c.attempt, jobs.c.owner, jobs.c.finished_at, consumers.c.lease_until
+).outerjoin_from(jobs, consumers, consumers.c.id == jobs.c.owner)
 
 
 class _Held(NamedTuple):
@@ -160,7 +160,7 @@ class Computations(Moves):
     def forget_computations(self, *, limit: int) -> int:
         """See `JobStore.forget_computations`."""
         with self._reading() as connection:
-            over = self._over(connection, limit=limit)
+            over = self._outlived(connection, limit=limit)
             ended = connection.execute(_ENDED.limit(limit)).scalars().all()
         if not over and not ended:
             return 0
@@ -175,15 +175,14 @@ class Computations(Moves):
             connection.execute(followers.delete().where(self._among(followers.c.job_id, ended), ~still))
         return len(over) + len(ended)
 
-    def _over(self, connection: Connection, *, limit: int) -> list[Row[Any]]:
+    def _outlived(self, connection: Connection, *, limit: int) -> list[Row[Any]]:
         """Of the next rows, those from which nobody can be served any more."""
         window = select(computations).where(computations.c.key > self._computations_after)
         rows = connection.execute(window.order_by(computations.c.key).limit(limit)).all()
         self._computations_after = bytes(rows[-1].key) if len(rows) == limit else b""
         now = self.now_ms()
-        told = select(jobs.c.id, jobs.c.state, jobs.c.finished_at).where(
-            self._among(jobs.c.id, sorted({row.job_id for row in rows})),
-        )
+        told: Select[Any] = select(jobs.c.id, jobs.c.state, jobs.c.finished_at)
+        told = told.where(self._among(jobs.c.id, sorted({row.job_id for row in rows})))
         standing = {row.id: row for row in connection.execute(told)}
         return [row for row in rows if _is_over(standing.get(row.job_id), now_ms=now, keep_ms=row.keep_ms)]
 

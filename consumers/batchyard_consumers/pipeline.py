@@ -106,7 +106,9 @@ class Pipeline:
             holding=self.holding,
             retries=retries,
             items=self._items,
-            sharing=Sharing(store=store, finished=self._finished, holding=self.holding, meter=meter),
+            sharing=Sharing(
+                store=store, finished=self._finished, holding=self.holding, executing=self.executing, meter=meter
+            ),
             executing=self.executing,
             meter=meter,
         )

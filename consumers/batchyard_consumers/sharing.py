@@ -18,6 +18,7 @@ from batchyard.sharing import Computed
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel
+from batchyard_consumers.executing import Executing
 from batchyard_consumers.failures import FailureLog
 from batchyard_consumers.held import Chunk, Finished, Holding
 from batchyard_consumers.meter import Meter
@@ -34,10 +35,19 @@ class Sharing:
     """Never in the way: where the database is away, or what a job computes cannot be told, it is computed. Used by
     several threads."""
 
-    def __init__(self, *, store: JobStore, finished: Channel[Finished], holding: Holding, meter: Meter) -> None:
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        finished: Channel[Finished],
+        holding: Holding,
+        executing: Executing,
+        meter: Meter,
+    ) -> None:
         self._store = store
         self._finished = finished
         self._holding = holding
+        self._executing = executing
         self._meter = meter
         self._failures = FailureLog()
 
@@ -49,12 +59,13 @@ class Sharing:
         return bool(chunk.jobs)
 
     def by_item(
-        self, chunk: Chunk, jobs: Sequence[ClaimedJob], items: Sequence[Any], costs: Sequence[int]
-    ) -> tuple[Sequence[ClaimedJob], Sequence[Any], Sequence[int]]:
+        self, chunk: Chunk, jobs: Sequence[ClaimedJob], items: list[Any], costs: list[int]
+    ) -> tuple[Sequence[ClaimedJob], list[Any], list[int]]:
         """What is to be computed of prepared jobs, where the model says what that is."""
         if not chunk.served.caches_by_item:
             return jobs, items, costs
-        keys = [self._of_item(chunk.served, job, item) for job, item in zip(jobs, items, strict=True)]
+        with self._executing.of(chunk.owner, jobs):
+            keys = [self._of_item(chunk.served, job, item) for job, item in zip(jobs, items, strict=True)]
         kept = self._divide(chunk, jobs, keys)
         places = [place for place, job in enumerate(kept) if job is not None]
         return [job for job in kept if job is not None], [items[i] for i in places], [costs[i] for i in places]
@@ -112,7 +123,7 @@ class Sharing:
             tenant_id = None if served.settings.cache_across_tenants else job.tenant_id
             params = _decode(job.params) if job.params else {}
             return hashlib.sha256(_canonical((served.version_id, tenant_id, params, what))).digest()
-        except Exception as error:  # noqa: BLE001  a model may raise anything, and an input may be no JSON
+        except BaseException as error:  # noqa: BLE001  a model may raise anything, and an input may be no JSON
             self._failures.note(model=served.name, stage="cache_key", error=error)
             return None
 

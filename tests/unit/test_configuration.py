@@ -51,6 +51,22 @@ def test_the_example_is_a_valid_configuration(write: Write) -> None:
     assert settings.pools == (PoolSettings(name="local", models=("minilm",), max=2),)
 
 
+def test_results_are_kept_for_others_no_longer_than_their_jobs(write: Write) -> None:
+    text = '[retention]\nkeep_seconds = 60\n[models.m]\nruntime = "a:B"\n'
+
+    (model,) = load(write(text + "cache_seconds = 60\ncache_across_tenants = true")).models
+
+    assert (model.cache_seconds, model.cache_across_tenants) == (60, True)
+    [fault] = faults_of(write(text + "cache_seconds = 61"))
+    assert "models.m.cache_seconds" in fault
+    assert "at most 60, as retention.keep_seconds" in fault
+    [fault] = faults_of(write(text + "cache_seconds = 0"))
+    assert "greater than 0" in fault
+    [fault] = faults_of(write(text + "cache_across_tenants = true"))
+    assert "models.m.cache_across_tenants" in fault
+    assert "unless cache_seconds" in fault
+
+
 def test_flag_beats_environment_beats_file_beats_default(write: Write) -> None:
     path = write('[server]\nbind = "127.0.0.1:1"\nmax_inputs = 7\n[queues]\nmax_failures = 9\n')
     environ = {"BATCHYARD_SERVER__BIND": "127.0.0.1:2", "BATCHYARD_QUEUES__MAX_FAILURES": "5"}

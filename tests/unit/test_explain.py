@@ -58,6 +58,13 @@ def test_a_retry_backs_off() -> None:
     assert seen.waits_because.message == "backs off for 2.5 s after failure 1 of 3"
 
 
+def test_who_lets_another_go_first_does_not_back_off() -> None:
+    waiting = job_view(state=State.WAITING, is_following=True, not_before_ms=NOW_MS + 9000)
+    reason = outlook(waiting, load=SERVED, position=None, now_ms=NOW_MS).waits_because
+    assert reason is not None
+    assert (reason.code, reason.message) == ("same_computation", "another job that computes the same goes first")
+
+
 @pytest.mark.parametrize("state", [State.RUNNING, State.SUCCEEDED, State.FAILED])
 def test_a_job_that_does_not_wait_needs_no_reason(state: State) -> None:
     assert outlook(job_view(state=state), load=SERVED, position=None, now_ms=NOW_MS).waits_because is None

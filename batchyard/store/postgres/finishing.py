@@ -114,11 +114,11 @@ SELECT CASE WHEN count(*) < cardinality(%(ids)s) THEN ARRAY(SELECT id FROM moved
 
 
 @cache
-def finish(*, bulks: bool, retries: bool, webhooks: bool) -> Statement:
+def finish(*, bulks: bool, retries: bool, webhooks: bool, shares: bool) -> Statement:
     """Writes outcomes; answers with the ids written, or NULL where that is all of them.
 
     Without `webhooks` it has no part for these, whose start alone would cost some jobs' worth, and writes nothing where
-    there are any.
+    there are any. `shares`: some computed for others, or were served with what others had computed.
     """
     return Statement(
         "".join(
@@ -131,7 +131,8 @@ def finish(*, bulks: bool, retries: bool, webhooks: bool) -> Statement:
                 _ANNOUNCED if webhooks else "",
                 _WRITTEN,
             )
-        )
+        ),
+        then=_AFTER if shares else None,
     )
 
 
@@ -154,8 +155,8 @@ due AS MATERIALIZED (
     WHERE j.state + 0 = 2 AND j.attempt + 0 = f.attempt FOR UPDATE OF j SKIP LOCKED
 )
 UPDATE jobs j SET not_before = {NOW} FROM due d WHERE j.id = d.id""")
-"""What is to be done about jobs that computed for others, or were served with what others had computed: names these,
-and makes those due that let the former go first. One that somebody else holds now is so with the lease it waits for."""
+"""Names who computed what others were served with, and makes those due that let a job go first which runs no more. One
+that somebody else holds now is so with the lease that it waits for."""
 
 _BY_ID = attrgetter("job.id")
 
@@ -191,13 +192,12 @@ class Finishing(Session):
             bulks=any(outcome.job.bulk_id is not None for outcome in outcomes),
             retries=any(outcome.state is State.WAITING or outcome.job.failures for outcome in outcomes),
             webhooks=webhooks,
+            shares=any(outcome.job.is_followed or outcome.computed_by is not None for outcome in outcomes),
         )
-        is_shared = any(outcome.job.is_followed or outcome.computed_by is not None for outcome in outcomes)
-        then = _AFTER if is_shared else None
         try:
-            ((written,),) = self._run(statement, then=then, **values)
+            ((written,),) = self._run(statement, **values)
         except ConnectionLost:
-            ((written,),) = self._run(statement, then=then, **values)
+            ((written,),) = self._run(statement, **values)
         ids: list[int] | None = written
         return ids
 

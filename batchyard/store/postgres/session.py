@@ -113,29 +113,30 @@ class Session(SharedStore):
 
     # --- hot statements ---
 
-    def _run(self, statement: Statement, *, then: Statement | None = None, **values: Any) -> list[tuple[Any, ...]]:
+    def _run(self, statement: Statement, **values: Any) -> list[tuple[Any, ...]]:
         """Run one hot statement in a transaction of its own; one that fell to a deadlock is tried again, once.
 
-        `then` comes in the same transaction: it sees what the first had to wait for. Only the first is answered.
         Raises ConnectionLost where it may have been committed, Unavailable where it was not; errors of the data pass.
         """
+        arguments = statement.arguments(values)
         try:
             try:
-                return self._execute(statement, then, values)
+                return self._execute(statement, arguments)
             except (DeadlockDetected, SerializationFailure):
-                return self._execute(statement, then, values)
+                return self._execute(statement, arguments)
         except _AWAY as away:
             raise unavailable(away, database="postgres") from away
 
-    def _execute(self, statement: Statement, then: Statement | None, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _execute(self, statement: Statement, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self._hot.connection() as connection:
             try:
                 cursor = connection.cursor(binary=True)
-                if then is None:
-                    return cursor.execute(statement.text, statement.arguments(values), prepare=True).fetchall()
+                if statement.then is None:
+                    return cursor.execute(statement.text, arguments, prepare=True).fetchall()
+                own = statement.parameters
                 with connection.transaction():
-                    rows = cursor.execute(statement.text, statement.arguments(values), prepare=True).fetchall()
-                    cursor.execute(then.text, then.arguments(values), prepare=True)
+                    rows = cursor.execute(statement.text, arguments[:own], prepare=True).fetchall()
+                    cursor.execute(statement.then.text, arguments[own:], prepare=True)
                 return rows
             except _AWAY as away:
                 if connection.closed or _is_goodbye(away.sqlstate):

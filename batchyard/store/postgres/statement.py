@@ -27,14 +27,22 @@ class Statement:
     psycopg would parse a text of this length at every call; the bytes also keep their hash.
     """
 
-    __slots__ = ("_names", "text")
+    __slots__ = ("_names", "text", "then")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, then: Statement | None = None) -> None:
+        """`then` comes after it in the same transaction, and sees what it had to wait for; it is not answered."""
         names: dict[str, int] = {}
         numbered = re.sub(r"%\((\w+)\)s", lambda found: f"${names.setdefault(found[1], len(names) + 1)}", text)
         self._names = tuple(names)
         self.text = " ".join(numbered.split()).encode()
+        self.then = then
+
+    @property
+    def parameters(self) -> int:
+        """How many it has of its own."""
+        return len(self._names)
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """The values in the order of the parameters; those that the statement does not name are left out."""
-        return [values[name] for name in self._names]
+        """The values in the order of the parameters, its own before those of `then`; others are left out."""
+        own = [values[name] for name in self._names]
+        return own if self.then is None else own + self.then.arguments(values)

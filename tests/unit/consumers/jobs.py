@@ -42,11 +42,12 @@ def served(
     version_id: int = 1,
     queue_ids: Mapping[Lane, int] | None = None,
     options: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Served:
     """A version, loaded where a model is given."""
     made = Served(
         version_id=version_id,
-        settings=ModelSettings(name=name, runtime="tests:Model", options=options or {}),
+        settings=ModelSettings(name=name, runtime="tests:Model", options=options or {}, **settings),
         queue_ids=queue_ids or {Lane.FIRM: FIRM, Lane.TOLERANT: TOLERANT},
         speed=Speed(configured_budget=budget),
     )

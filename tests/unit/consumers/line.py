@@ -38,6 +38,7 @@ class Line:
         store: JobStore | None = None,
         read_head: Callable[[int, int], Sequence[int]] = lambda _queue, _limit: (),
         objects: Any = None,
+        **settings: Any,
     ) -> None:
         self.store = store or memory_store()
         versions = self.store.sync_models([ModelConfig(model=name, version="1", runtime="t:M") for name in models])
@@ -49,6 +50,7 @@ class Line:
                 version_id=version.id,
                 queue_ids=version.queue_ids,
                 options=options,
+                **settings,
             )
             for version in versions
         }
@@ -108,9 +110,8 @@ class Line:
         """Commit jobs and hand their tickets to the inbox; `inputs` are values, or bytes as they are."""
         queue_id = self.served[model].queue_ids[lane]
         bodies = [value if isinstance(value, bytes) else msgspec.json.encode(value) for value in inputs]
-        accepted = self.store.submit(
-            [Submission(tenant_id=1, queue_id=queue_id, inputs=bodies, costs=[1] * len(bodies), **fields)]
-        )[0]
+        made: dict[str, Any] = {"tenant_id": 1, "queue_id": queue_id, "inputs": bodies, "costs": [1] * len(bodies)}
+        accepted = self.store.submit([Submission(**(made | fields))])[0]
         assert not isinstance(accepted, Exception), accepted
         ids = list(accepted.ids)
         if tickets:
