@@ -13,6 +13,7 @@ from batchyard.cli.extras import require
 from batchyard.cli.invocation import Invocation
 from batchyard.cli.options import spot_arguments, spot_options
 from batchyard.configuration import CONFIG_NAME, EXAMPLE
+from batchyard.spot_trace import read_spot
 
 
 @click.command()
@@ -39,6 +40,8 @@ def up(
     if settings.config_path is None and not settings.models:
         click.echo(_what_to_write(), err=True)
         return 2
+    if spot_trace is not None:
+        read_spot(spot_trace)  # what is wrong with it is said before anything starts
     require(("celery", "sqlalchemy", "torch", "uvicorn"), feature="batchyard up", extra="all")
     from batchyard.cli.supervisor import Supervisor
 

@@ -15,6 +15,7 @@ from batchyard.cli.options import spot_options
 from batchyard.configuration.values import Refused, bind
 from batchyard.logs import configure_logging
 from batchyard.settings import Settings
+from batchyard.spot_trace import read_spot
 from batchyard.store.base import JobStore
 from batchyard_scaler.cluster import ClusterScaler
 from batchyard_scaler.local import LocalScaler
@@ -57,7 +58,9 @@ def scaler(
     if spot_trace is not None and not local:
         raise click.UsageError("--spot-trace takes consumers away that --local starts: give both")
     settings = invocation.settings()
-    spot = None if spot_trace is None else _emulation(spot_trace, notice_seconds=spot_notice, speed=spot_speed)
+    spot = None
+    if spot_trace is not None:
+        spot = SpotEmulation(read_spot(spot_trace), notice_seconds=spot_notice, speed=spot_speed)
     configure_logging(settings.log_level)
     store = invocation.store()
 
@@ -76,13 +79,6 @@ def scaler(
             running.run()
     finally:
         store.close()
-
-
-def _emulation(trace: Path, *, notice_seconds: float, speed: float) -> SpotEmulation:
-    """InvalidTrace where the file is not one."""
-    with needs(feature="--spot-trace", extra="scaler"):
-        from batchyard_scaler.simulator.reading import read_spot
-    return SpotEmulation(read_spot(trace), notice_seconds=notice_seconds, speed=speed)
 
 
 def _telling(settings: Settings, store: JobStore, *, address: str) -> AbstractContextManager[int]:

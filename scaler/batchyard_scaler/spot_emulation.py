@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from batchyard_scaler.simulator.trace import SpotTrace
+from batchyard.spot_trace import SpotTrace
 
 
 class SpotEmulation:

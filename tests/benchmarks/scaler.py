@@ -16,16 +16,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from batchyard.spot_trace import Spot, read_spot
 from batchyard_scaler.policy.records import Pool, Zone
 from batchyard_scaler.simulator import peers
 from batchyard_scaler.simulator.comparing import Comparison, compare
 from batchyard_scaler.simulator.generators import from_rates, sparse
 from batchyard_scaler.simulator.measures import Measures
 from batchyard_scaler.simulator.peers import OURS, Contender
-from batchyard_scaler.simulator.reading import Rates, read_jobs, read_spot
+from batchyard_scaler.simulator.reading import Rates, read_jobs
 from batchyard_scaler.simulator.report import markdown
 from batchyard_scaler.simulator.service import World
-from batchyard_scaler.simulator.trace import Spot, Trace
+from batchyard_scaler.simulator.trace import Trace
 from tests.benchmarks import deciding
 
 TRACES = Path(__file__).parents[3] / "shared/data/traces"

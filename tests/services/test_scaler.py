@@ -141,26 +141,3 @@ def test_a_burst_starts_a_consumer_at_once_and_one_on_spot_comes_and_goes_withou
         assert cheap.decision is not None
         told = 'batchyard_preempted_consumers{pool="cheap",zone="spot"}'
         assert eventually(lambda: told in client.metrics(), seconds=40)
-
-
-def test_a_spot_trace_that_is_none_is_refused_with_its_lines(tmp_path: Path) -> None:
-    (tmp_path / "batchyard.toml").write_text(CONFIG)
-    (tmp_path / "spot.csv").write_text("0,4\n60,few\n30,5\n")
-
-    def told(*arguments: str) -> tuple[int, str]:
-        run = subprocess.run(
-            command("scaler", *arguments, "--spot-trace", "spot.csv"),
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        return run.returncode, run.stderr
-
-    status, error = told("--local")
-    assert status == 1
-    assert "line 2" in error
-    status, error = told()
-    assert status == 2
-    assert "--local" in error

@@ -17,8 +17,9 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from batchyard.errors import BatchyardError
+from batchyard.spot_trace import Spot
 from batchyard_scaler.policy.records import Pool
-from batchyard_scaler.simulator.trace import Floats, Spot, Trace
+from batchyard_scaler.simulator.trace import Floats, Trace
 
 HOUR = 3600.0
 CLASSES = 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -15,6 +15,7 @@ from batchyard_scaler.simulator.comparing import Comparison, compare
 from batchyard_scaler.simulator.engine import Moment
 from batchyard_scaler.simulator.flags import assumptions_of, configured_pools, pools_of, spot_of, trace_of
 from batchyard_scaler.simulator.peers import CONTENDERS, Contender, contender
+from batchyard_scaler.simulator.reading import COLUMNS
 from batchyard_scaler.simulator.report import as_json, markdown
 from batchyard_scaler.simulator.service import World
 
@@ -27,6 +28,13 @@ def _contenders(context: click.Context, parameter: click.Parameter, names: Seque
         return [contender(name) for name in dict.fromkeys(names or DEFAULT_POLICIES)]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _columns(context: click.Context, parameter: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    found = dict(text.partition("=")[::2] for text in given)
+    if any(key not in COLUMNS or not heading for key, heading in found.items()):
+        raise click.BadParameter(f"{', '.join(given)}: allowed is NAME=HEADING, with a NAME of {', '.join(COLUMNS)}")
+    return found
 
 
 @click.command()
@@ -58,6 +66,14 @@ def _contenders(context: click.Context, parameter: click.Parameter, names: Seque
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A zone's spot capacity as CSV; again for several zones. Adds a spot pool.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    callback=_columns,
+    metavar="NAME=HEADING",
+    help=f"What the trace calls a column that is not found; NAME is one of {', '.join(COLUMNS)}.",
 )
 @click.option("--model", help="Of a trace of rates: the model to replay; default: its first.")
 @click.option("--demand", type=ABOVE_0, help="Scale rates, or the jobs' work, to keep so many replicas busy.")
@@ -94,6 +110,7 @@ def simulate(
     spot_price: float,
     maximum: int,
     zones: Sequence[Path],
+    columns: Mapping[str, str],
     model: str | None,
     demand: float | None,
     job_seconds: float | None,
@@ -105,14 +122,16 @@ def simulate(
     """Replay TRACE against this scaler and others, and compare what they cost and how much was on time.
 
     TRACE is a CSV file, plain or gzipped, or one of diurnal, bursts, bulk and sparse, which are made from the seed. A
-    file has one of three headings:
+    file has one of two headings:
 
     \b
-      arrive_seconds,work_seconds[,deadline_seconds][,model][,tolerant]
-      TIMESTAMP,...                                   a request a line
-      model,t_seconds,requests_per_second,...         in equal steps
+      arrive_seconds[,work_seconds][,deadline_seconds][,model][,tolerant]
+      model,t_seconds,requests_per_second             in equal steps
 
-    A spot file has rows of time_ms,add|remove,node or date,time,running or seconds,running, without a heading.
+    Columns may have any order and the usual other names (timestamp, duration_ms); others are told by --column. Times
+    of arrival are numbers, Unix times, or dates and times. A deadline counts from the arrival.
+
+    A spot file has rows of time_ms,add|remove,node or date,time,running or seconds,running.
 
     \b
     Examples:
@@ -122,7 +141,15 @@ def simulate(
     """
     if cold_start_p50 is not None and cold_start_p50 > cold_start:
         raise click.UsageError(f"--cold-start-p50 is {cold_start_p50:g}, above --cold-start, {cold_start:g}.")
-    jobs = trace_of(trace, model=model, demand=demand, job_seconds=job_seconds, deadlines=deadlines or None, seed=seed)
+    jobs = trace_of(
+        trace,
+        columns=columns,
+        model=model,
+        demand=demand,
+        job_seconds=job_seconds,
+        deadlines=deadlines or None,
+        seed=seed,
+    )
     spot = spot_of(zones)
     if configured:
         pools = configured_pools(invocation.settings().pools, jobs, cold_start=cold_start, swap=swap, zones=list(spot))

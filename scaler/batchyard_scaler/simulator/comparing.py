@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from batchyard.spot_trace import Spot
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.simulator.bound import Unbounded, bound
 from batchyard_scaler.simulator.engine import Moment, replay, replay_apart
 from batchyard_scaler.simulator.measures import Measures, measure, pareto
 from batchyard_scaler.simulator.peers import OURS, Contender
 from batchyard_scaler.simulator.service import World
-from batchyard_scaler.simulator.trace import Spot, Trace
+from batchyard_scaler.simulator.trace import Trace
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from batchyard.spot_trace import Spot
 from batchyard_scaler.policy.records import Budget, Decision, Fleet, Pool
 from batchyard_scaler.simulator.autoscaler import SYNC_SECONDS, Autoscaler, Direct
 from batchyard_scaler.simulator.replicas import Spent
 from batchyard_scaler.simulator.service import Service, World
-from batchyard_scaler.simulator.trace import Floats, Spot, Trace
+from batchyard_scaler.simulator.trace import Floats, Trace
 
 Policy = Callable[[Fleet], Sequence[Decision]]
 GIVE_UP_SECONDS = 86_400.0

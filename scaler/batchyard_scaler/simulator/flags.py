@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from batchyard.errors import InvalidRequest
 from batchyard.settings import PoolSettings
+from batchyard.spot_trace import Spot, read_spot
 from batchyard_scaler.policy.records import Pool, Zone
 from batchyard_scaler.simulator.generators import GENERATORS, from_rates
-from batchyard_scaler.simulator.reading import Rates, read_jobs, read_spot
-from batchyard_scaler.simulator.trace import Spot, Trace
+from batchyard_scaler.simulator.reading import Rates, read_jobs
+from batchyard_scaler.simulator.trace import Trace
 
 # --- what is replayed -------------------------------------------------------------------------------------------------
 
@@ -23,6 +24,7 @@ from batchyard_scaler.simulator.trace import Spot, Trace
 def trace_of(
     text: str,
     *,
+    columns: Mapping[str, str],
     model: str | None,
     demand: float | None,
     job_seconds: float | None,
@@ -34,7 +36,7 @@ def trace_of(
     path = Path(text)
     if not path.is_file():
         raise click.BadParameter(f"{text} is neither a file nor one of {', '.join(GENERATORS)}.", param_hint="TRACE")
-    read = read_jobs(path)
+    read = read_jobs(path, named=columns)
     given = deadlines or (900.0, 14_400.0)
     if isinstance(read, Rates):
         name = model or next(iter(read.by_model))

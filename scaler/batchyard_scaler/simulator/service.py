@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from batchyard.spot_trace import Spot, SpotTrace
 from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.simulator.queues import Ledger, SimulatedQueue, queues_of
 from batchyard_scaler.simulator.replicas import SimulatedPool, SimulatedReplica, SimulatedZone
-from batchyard_scaler.simulator.trace import Spot, SpotTrace, Trace
+from batchyard_scaler.simulator.trace import Trace
 
 P90 = 1.2815515655446004
 """The standard normal distribution's 90 % point."""

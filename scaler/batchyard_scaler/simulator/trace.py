@@ -1,8 +1,8 @@
-"""What is replayed: jobs in the order of their arrival, and nodes that spot capacity gains and loses."""
+"""What is replayed: jobs in the order of their arrival."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,32 +65,3 @@ class Trace:
             seconds=self.seconds,
             begins_at_seconds=self.begins_at_seconds,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpotTrace:
-    """One zone's spot capacity: how many nodes it gains or loses, and when. Begins anew when it is over."""
-
-    zone: str
-    at_seconds: Floats
-    """Ascending, from 0."""
-    changes: NDArray[np.int64]
-    """Nodes gained; negative: lost. Their running sum is never negative."""
-    seconds: float
-    """Length of a round, an hour at the least. After its end it begins anew, from the nodes that there were then."""
-
-    def counts(self) -> NDArray[np.int64]:
-        """Nodes there are from each change on."""
-        return np.cumsum(self.changes)
-
-    def change(self, index: int) -> tuple[float, int]:
-        """When the change of this number comes, all rounds counted, and how many nodes it brings."""
-        rounds, place = divmod(index, len(self.changes))
-        change = int(self.changes[place])
-        if rounds and place == 0:
-            change -= int(self.changes.sum())
-        return rounds * self.seconds + float(self.at_seconds[place]), change
-
-
-Spot = Mapping[str, SpotTrace]
-"""By zone."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from batchyard.errors import Unavailable
@@ -16,10 +15,10 @@ from batchyard.flight_recorder import flights_of
 from batchyard.jobs import Accepted, Lane, Submission
 from batchyard.processes import Child, end_all
 from batchyard.settings import PoolSettings, Settings
+from batchyard.spot_trace import SpotTrace
 from batchyard.store.base import ModelConfig, PoolDecision
 from batchyard.testing import memory_store
 from batchyard_scaler.local import LocalPool, LocalScaler
-from batchyard_scaler.simulator.trace import SpotTrace
 from batchyard_scaler.sizing import REPORT_MS
 from batchyard_scaler.spot_emulation import SpotEmulation
 
@@ -237,12 +236,7 @@ def test_another_scaler_that_leads_is_left_to_decide(make_yard: MakeYard) -> Non
 
 def test_spot_consumers_go_and_come_with_the_capacity_of_a_trace(make_yard: MakeYard) -> None:
     seconds = 0.0
-    trace = SpotTrace(
-        zone="us-east-1a",
-        at_seconds=np.array([0.0, 100.0, 200.0]),
-        changes=np.array([2, -1, 2], dtype=np.int64),
-        seconds=1000.0,
-    )
+    trace = SpotTrace(zone="us-east-1a", changes=[(0.0, 2), (100.0, -1), (200.0, 2)], seconds=1000.0)
     spot = SpotEmulation(trace, notice_seconds=7.0, speed=10.0, clock=lambda: seconds)
     cheap = PoolSettings(name="cheap", models=("m",), capacity="spot", min=3, max=3)
     yard = make_yard(PoolSettings(name="local", models=("m",), min=1), cheap, spot=spot)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from batchyard.spot_trace import SpotTrace
 from batchyard_scaler.policy.records import Pool, Zone
-from batchyard_scaler.simulator.trace import SpotTrace, Trace
+from batchyard_scaler.simulator.trace import Trace
 
 COLD = 60.0
 
@@ -60,5 +61,4 @@ def pool_of(
 
 def spot_of(*changes: tuple[float, int], seconds: float = 10_000.0) -> dict[str, SpotTrace]:
     """One zone, `z`, by what it gains and loses."""
-    at, change = np.array(changes).T
-    return {"z": SpotTrace(zone="z", at_seconds=at.astype(float), changes=change.astype(np.int64), seconds=seconds)}
+    return {"z": SpotTrace(zone="z", changes=changes, seconds=seconds)}

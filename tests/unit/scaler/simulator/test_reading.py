@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from batchyard.errors import InvalidTrace
-from batchyard_scaler.simulator.reading import Rates, read_jobs, read_spot
+from batchyard_scaler.simulator.reading import Rates, read_jobs
 from batchyard_scaler.simulator.trace import Trace
 
+EXAMPLE = "2023-11-16 18:17:03.979"
 SHARED = Path(__file__).parents[5] / "shared/data/traces"
 with_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the traces of {SHARED}, which are not there")
 
@@ -28,12 +29,6 @@ def write(folder: Path, text: str, *, name: str = "trace.csv") -> Path:
 def faults(path: Path) -> list[str]:
     with pytest.raises(InvalidTrace) as raised:
         read_jobs(path)
-    return raised.value.faults
-
-
-def spot_faults(path: Path) -> list[str]:
-    with pytest.raises(InvalidTrace) as raised:
-        read_spot(path)
     return raised.value.faults
 
 
@@ -55,10 +50,10 @@ def test_all_faults_with_their_lines(tmp_path: Path) -> None:
     assert faults(path) == [
         "line 3: work_seconds is x; expected a number of 1e-09 or more",
         "line 4: work_seconds is -1; expected a number of 1e-09 or more",
-        "line 6: arrives at 8 s; expected 9 s or later: rows ascend by arrive_seconds",
+        "line 6: arrive_seconds is 8; expected that of the row before or later: rows ascend",
         "line 7: 2 fields; expected 3, as the heading has",
-        "line 8: tolerant is maybe; expected one of 1, 0, true, false",
-        "line 9: arrive_seconds is nan; expected a number of 0 or more",
+        "line 8: tolerant is maybe; expected one of 1, 0, true, false, yes, no",
+        "line 9: arrive_seconds is nan; expected a number of 0 or more, as in the rows before",
     ]
 
 
@@ -69,7 +64,8 @@ def test_of_many_faults_the_first_are_shown_and_the_rest_counted(tmp_path: Path)
 
 
 def test_another_heading_and_no_rows(tmp_path: Path) -> None:
-    assert faults(write(tmp_path, "when,what\n1,2\n"))[0].startswith("line 1: the heading is when,what; expected arr")
+    expected = "expected a column of arrivals, named arrive_seconds, timestamp or the like"
+    assert faults(write(tmp_path, "when,what\n1,2\n"))[0].startswith(f"line 1: the heading is when,what; {expected}")
     assert faults(write(tmp_path, ""))[0].startswith("line 1: the heading is missing")
     assert faults(write(tmp_path, "arrive_seconds,work_seconds\n")) == ["line 2: the file ends; expected a row"]
 
@@ -90,8 +86,55 @@ def test_requests_at_dates_and_times(tmp_path: Path) -> None:
     assert np.isnan(trace.work_seconds).all()
     bad = write(tmp_path, head + "2023-11-16 18:17:03,1,1\n2023-11-16 18:17:02,1,1\nyesterday,1,1\n")
     assert faults(bad) == [
-        "line 3: the time is 2023-11-16 18:17:02; expected the line before's or later: rows ascend by time",
-        "line 4: the time is 'yesterday'; expected a date and time such as 2023-11-16 18:17:03.979",
+        "line 3: timestamp is 2023-11-16 18:17:02; expected that of the row before or later: rows ascend",
+        f"line 4: timestamp is yesterday; expected a date and time such as {EXAMPLE}, as in the rows before",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffmodel,work_ms,Arrival Time,other\na,1500,0,x\nb,2500,2,x\n",
+        "timestamp;duration;model_name\n2026-01-05T10:00:00Z;1.5;a\n2026-01-05T11:00:02+01:00;2.5;b\n",
+        "t\trun_time_s\tmodel\n1767607200\t1.5\ta\n1767607202\t2.5\tb\n",
+        "created_at,runtime,model\r\n1767607200000,1.5,a\r\n1767607202000,2.5,b\r\n",
+        "submitted_at,work_ns,model\n1767607200000000000,1500000000,a\n1767607202000000000,2500000000,b\n",
+        "arrival_ms,service_time_seconds,model\n0,1.5,a\n2000,2.5,b\n",
+    ],
+)
+def test_jobs_as_others_write_them(tmp_path: Path, text: str) -> None:
+    trace = read_jobs(write(tmp_path, text))
+    assert isinstance(trace, Trace)
+    assert trace.arrive_at.tolist() == pytest.approx([0, 2])
+    assert trace.work_seconds.tolist() == [1.5, 2.5]
+    assert (trace.models, trace.model.tolist()) == (("a", "b"), [0, 1])
+    assert round(trace.begins_at_seconds, 3) in {0.0, 1_767_607_200.0}
+
+
+def test_a_gzipped_trace_by_any_name_and_one_that_is_cut_off(tmp_path: Path) -> None:
+    zipped = gzip.compress(b"arrive_seconds,work_seconds\n" + b"".join(b"%d,1\n" % at for at in range(999)))
+    path = tmp_path / "trace.csv"
+    path.write_bytes(zipped)
+    trace = read_jobs(path)
+    assert isinstance(trace, Trace)
+    assert len(trace) == 999
+    path.write_bytes(zipped[:-200])
+    assert "cannot be read as CSV" in faults(path)[0]
+
+
+def test_columns_by_names_of_their_own(tmp_path: Path) -> None:
+    path = write(tmp_path, "When,Took\n3,1\n5,1\n")
+    trace = read_jobs(path, named={"arrive": "when", "work": "Took"})
+    assert isinstance(trace, Trace)
+    assert trace.arrive_at.tolist() == [3, 5]
+    with pytest.raises(InvalidTrace, match="the heading is When,Took; expected a column Class"):
+        read_jobs(path, named={"arrive": "when", "model": "Class"})
+
+
+def test_times_of_two_kinds(tmp_path: Path) -> None:
+    path = write(tmp_path, "arrive_seconds\n0\n2026-01-05T10:00:00Z\n")
+    assert faults(path) == [
+        "line 3: arrive_seconds is 2026-01-05T10:00:00Z; expected a number of 0 or more, as in the rows before"
     ]
 
 
@@ -103,43 +146,10 @@ def test_rates_and_a_gap_in_them(tmp_path: Path) -> None:
     assert {model: values.tolist() for model, values in rates.by_model.items()} == {"a": [1.5, 2.5], "b": [1, 1]}
     gap = write(tmp_path, head + "a,0,1,1\na,600,1,1\na,1800,1,1\nb,0,1,1\n")
     assert faults(gap) == ["line 4: t_seconds of a is 1800; expected 1200: one row a step, without gaps"]
-
-
-def test_nodes_that_come_and_go(tmp_path: Path) -> None:
-    zone = read_spot(write(tmp_path, "1000,add,n1\n1000,add,n2\n61000,remove,n1\n", name="east.csv"))
-    assert (zone.zone, zone.at_seconds.tolist(), zone.changes.tolist()) == ("east", [0, 0, 60], [1, 1, -1])
-    bad = write(tmp_path, "1000,add,n1\n900,add,n1\n2000,remove,n7\n3000,move,n1\n")
-    assert spot_faults(bad) == [
-        "line 2: time_ms is 900; expected 1000 or later: rows ascend by time",
-        "line 2: add of n1; expected one that is not there",
-        "line 3: remove of n7; expected one that was added before",
-        "line 4: 3000,move,n1; expected time_ms,add|remove,node",
-    ]
-
-
-def test_counts_at_dates_that_run_a_little_ahead(tmp_path: Path) -> None:
-    rows = "2021-12-10, 13:08:45, 80\n2021-12-10, 13:10:45, 80\n2021-12-10, 13:09:45, 70\n2021-12-10, 13:20:45, 75\n"
-    zone = read_spot(write(tmp_path, rows))
-    assert zone.counts().tolist() == [80, 70, 75]
-    assert zone.at_seconds.tolist() == [0, 120, 720]
-    late = write(tmp_path, rows + "2021-12-10, 13:00:00, 70\n2021-12-10, 25:00:00, 70\n")
-    assert spot_faults(late) == [
-        "line 5: the time is 2021-12-10, 13:00:00; expected the line before's or later: rows ascend by time",
-        "line 6: 2021-12-10, 25:00:00, 70; expected date,time,running, such as 2021-12-11,11:11:30,55",
-    ]
-
-
-def test_counts_in_seconds_and_in_hours(tmp_path: Path) -> None:
-    seconds = read_spot(write(tmp_path, "0,0\n60,4\n60,3\n90,3\n"))
-    assert (seconds.counts().tolist(), seconds.seconds) == ([0, 4, 3, 3], 3600)
-    assert read_spot(write(tmp_path, "0.0,0\n0.5,4\n")).at_seconds.tolist() == [0, 1800]
-    assert spot_faults(write(tmp_path, "5,1\n4,1\n6,-1\n6\n")) == [
-        "line 2: time is 4; expected 5 or later: rows ascend by time",
-        "line 3: running is -1; expected a number of 0 or more",
-        "line 4: 6; expected time,running",
-    ]
-    assert spot_faults(write(tmp_path, "a,b,c\n"))[0].startswith("line 1: a,b,c; expected time_ms,add|remove,node or")
-    assert spot_faults(write(tmp_path, ""))[0].startswith("line 1: the file is empty")
+    back = write(tmp_path, "t_seconds,requests_per_second,model\n600,1,a\n0,inf,a\n0,1,a\n")
+    assert faults(back) == ["line 3: requests_per_second is inf; expected a number of 0 or more"]
+    back = write(tmp_path, "t_seconds,requests_per_second,model\n600,1,a\n0,1,a\n")
+    assert faults(back) == ["line 3: t_seconds is 0; expected more than 600: rows ascend by time"]
 
 
 @with_shared_data
@@ -156,11 +166,3 @@ def test_public_traces_of_jobs() -> None:
         "mm-image": 144,
         "deepseek-r1": 144,
     }
-
-
-@with_shared_data
-def test_public_traces_of_spot_capacity() -> None:
-    files = [file for file in (SHARED / "bamboo").iterdir() if file.name != "LICENSE"]
-    most = {zone.zone: int(zone.counts().max()) for zone in map(read_spot, files)}
-    assert len(most) == 7
-    assert (most["g4dn-trace"], most["a100x1-east1b"], most["v100x1-east1c"]) == (24, 64, 80)
