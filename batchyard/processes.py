@@ -62,14 +62,16 @@ class Child:
         on_line: Callable[[bytes], None] | None = None,
         backoff: Backoff | None = None,
         defaults: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        """`defaults`: environment variables for the child where its parent has none."""
+        """`defaults`: environment variables for the child where its parent has none; `variables`: in any case."""
         self.name = name
         self.log = log
         self._command = list(command)
         self._on_line = on_line
         self._backoff = backoff or Backoff()
         self._defaults = dict(defaults or {})
+        self._variables = dict(variables or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._start_again_at: float | None = None
@@ -112,7 +114,7 @@ class Child:
                 stdout=log if self._on_line is None else subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**self._defaults, **os.environ, CHILD: "1", "PYTHONUNBUFFERED": "1"},
+                env={**self._defaults, **os.environ, **self._variables, CHILD: "1", "PYTHONUNBUFFERED": "1"},
             )
         if self._on_line is not None:
             assert self._process.stdout is not None

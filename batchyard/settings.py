@@ -200,9 +200,14 @@ class PoolSettings:
     """Names or `name@version`; a bare name means all its versions."""
     capacity: Literal["on_demand", "spot"] = "on_demand"
     device: str = "auto"
+    """What its consumers compute on, each on one: `cpu`, `mps`, `cuda` (every GPU of the machine, and of a GPU that is
+    divided every MIG instance), `cuda:0,1` (these, by nvidia-smi's index among the visible ones or by UUID), or `auto`
+    (the GPUs where there are any, else the CPU)."""
+    consumers_per_device: int = 1
+    """How many consumers take turns on a GPU; each one's models have that part of its memory."""
     memory_gib: float | None = None
-    """What its models may take together on one consumer's device; those with work take turns where they need more.
-    None: nine tenths of a GPU; on a CPU all that is there."""
+    """What the models of one consumer may take together on its device; those with work take turns where they need more.
+    None: nine tenths of a GPU, or of its share; on a CPU all that is there."""
     hardware: str = ""
     """A class of `[hardware.NAME]`, for Kubernetes; without one a GPU, or none where the device is "cpu"."""
     min: int = 0

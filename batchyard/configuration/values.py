@@ -183,6 +183,15 @@ def bind(value: str) -> str:
     return value
 
 
+def device(value: str) -> str:
+    name = r"\d+|(GPU|MIG)-[\w/-]+"
+    if re.fullmatch(rf"auto|cpu|mps|cuda(:({name})(,({name}))*)?", value):
+        names = value.partition(":")[2].split(",")
+        if len(set(names)) == len(names):
+            return value
+    raise Refused('"auto", "cpu", "mps", "cuda", or "cuda:" and GPUs by index or UUID, each once, such as "cuda:0,1"')
+
+
 def database_url(value: str) -> str:
     value = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", value)
     if value == "sqlite" or re.match(r"sqlite:///.+|postgresql\+psycopg://.+", value):
@@ -273,7 +282,8 @@ RULES: Mapping[str, Rule] = {
     "kubernetes.volumes": each(rf"{_LABEL}(\.{_LABEL})*:/[^:]+(:ro)?", "volumes, each CLAIM:/PATH or CLAIM:/PATH:ro"),
     "kubernetes.api_replicas": at_least(1),
     "kubernetes.keda_namespace": matching(_LABEL, "a namespace: at most 63 lower-case letters, digits and dashes"),
-    "pools.device": matching(r"auto|cpu|mps|cuda(:\d+)?", '"auto", "cpu", "mps", "cuda" or "cuda:N"'),
+    "pools.device": device,
+    "pools.consumers_per_device": between(1, 64),
     "pools.min": at_least(0),
     "pools.max": at_least(1),
     "pools.idle_seconds": at_least(0),

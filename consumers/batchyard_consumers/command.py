@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from batchyard.errors import BatchyardError, Conflict, Unavailable
+from batchyard.devices import Place, devices_for
+from batchyard.errors import BatchyardError, ConfigurationError, Conflict, Unavailable
 from batchyard.model import Model
-from batchyard.settings import ModelSettings, Settings
+from batchyard.settings import ModelSettings, PoolSettings, Settings
 from batchyard.store.base import JobStore, ModelVersion
 
 
 @click.command()
 @click.option("--pool", "pool_name", required=True, metavar="NAME", help="The pool to serve, as in batchyard.toml.")
+@click.option(
+    "--device", metavar="DEVICE", help='Be one consumer, on this torch device or on the one that "auto" finds.'
+)
 @click.pass_obj
-def worker(invocation: Any, pool_name: str) -> None:
-    """Run one consumer of a pool.
+def worker(invocation: Any, pool_name: str, device: str | None) -> int:
+    """Run the consumers of a pool on this machine: one process on each of the pool's devices, or one on the CPU.
+
+    Where there are several, each sees its own device alone, and one that dies is started again.
 
     SIGTERM or Ctrl-C drains it: what has not started goes back to its queue, a running batch is finished where it fits
     the pool's drain_seconds, and the command exits with 0. A second signal waits for nothing.
@@ -32,11 +40,34 @@ def worker(invocation: Any, pool_name: str) -> None:
     configure_logging(settings.log_level)
     if not models_of(settings, pool):
         raise click.UsageError(f"the pool {pool_name!r} names no configured model")
+    if device is None:
+        places = _places(pool)
+        if len(places) > 1:
+            from batchyard_consumers.siblings import Siblings
+
+            command = invocation.child_command("worker", "--pool", pool_name)
+            return Siblings(settings, pool, places=places, command=command).run()
+        # Read when CUDA is first used, which is after this.
+        os.environ.update(places[0].variables)
+        device = places[0].torch_device or pool.device
+    pool = replace(pool, device=device)
     # Celery's worker imports the signal and thread set-up that must stand before anything else runs.
     from batchyard_consumers.worker import run_worker
 
     store = open_store(settings.database.url, state_dir=settings.state_dir)
     run_worker(settings, pool, store=store, url=resolve_broker_url(settings))
+    return 0
+
+
+def _places(pool: PoolSettings) -> list[Place]:
+    """On this machine, at least one; ConfigurationError where it has no such device."""
+    devices = devices_for([pool])
+    first = devices.take(pool)
+    if first is None:
+        raise ConfigurationError(
+            [f'pools.{pool.name}.device is "{pool.device}", and this machine has no such GPU: see nvidia-smi -L']
+        )
+    return [first, *(place for _ in range(devices.free(pool) or 0) if (place := devices.take(pool)) is not None)]
 
 
 @click.command()

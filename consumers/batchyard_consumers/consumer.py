@@ -20,7 +20,7 @@ from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.catalog import models_of, queues_of, versions_in
 from batchyard_consumers.claiming import HeldTicket, ServedQueue
-from batchyard_consumers.device import choose_device, shares_of
+from batchyard_consumers.device import called, choose_device, shares_of
 from batchyard_consumers.drain import Blame, Drain
 from batchyard_consumers.executing import Task, open_recorder
 from batchyard_consumers.failures import in_a_line
@@ -160,7 +160,7 @@ class Consumer:
             log,
             "consumer_started",
             pool=self.pool.name,
-            device=self.device_name,
+            device=called(self.device_name),
             models=[served.name for served in self.versions],
         )
         self.pipeline.start()
@@ -284,7 +284,7 @@ class Consumer:
             pool=self.pool.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            device=self.device_name,
+            device=called(self.device_name),
             capacity=self.pool.capacity,
             queue_ids=[queue.queue_id for queue in self.queues],
             lease_ms=int(self.settings.queues.lease_seconds * 1000),

@@ -8,15 +8,18 @@ one core waits for nobody. The first thread runs the other models as well, on al
 from __future__ import annotations
 
 import math
+import os
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 
+from batchyard.devices import VISIBLE
 from batchyard.errors import RetryableModelError
 from batchyard.jobs import ClaimedJob, State
 from batchyard.model import Model
@@ -29,6 +32,7 @@ from batchyard_consumers.meter import Meter
 from batchyard_consumers.pools import Pools
 from batchyard_consumers.retries import RetryPolicy
 
+SHORT_UUID = r"((?:GPU|MIG)-[0-9a-f]{8})-.*"
 MOST_SHARES = 4
 """Of a CPU; beyond, the cores of a share work on one pass together."""
 
@@ -270,6 +274,15 @@ def choose_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def called(device: str, environ: Mapping[str, str] = os.environ) -> str:
+    """A device as people tell it from the others of its machine; `cuda:GPU-5d5ba0d6` where it is the only one that is
+    visible, else its torch name."""
+    visible = environ.get(VISIBLE, "")
+    if not device.startswith("cuda") or not visible or "," in visible:
+        return device
+    return f"cuda:{re.sub(SHORT_UUID, lambda found: found[1], visible)}"
 
 
 def run_alone(model: Model, items: Sequence[Any], device: str) -> float:

@@ -184,11 +184,12 @@ class Residents:
 
 
 def room_on(device: str, pool: PoolSettings) -> float:
-    """Bytes that the models of a consumer may take: as configured, else most of a GPU; a CPU's are not counted."""
+    """Bytes that the models of a consumer may take: as configured, else most of a GPU or of its share of one; a CPU's
+    are not counted."""
     if pool.memory_gib is not None:
         return pool.memory_gib * GIB
     if device.startswith("cuda"):
-        return GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+        return GPU_SHARE * torch.cuda.get_device_properties(device).total_memory / pool.consumers_per_device
     return math.inf
 
 

@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
+from batchyard.devices import Devices, Place, devices_for
 from batchyard.errors import BatchyardError, Unavailable
 from batchyard.flight_recorder import flights_of, tell_of_deaths
 from batchyard.processes import Child, end_all
@@ -47,9 +48,12 @@ class LocalPool:
         command: Sequence[str],
         logs: Path,
         on_death: Callable[[Child], None],
+        devices: Devices,
         environment: Mapping[str, str] = SHARED_MACHINE,
     ) -> None:
         self.settings = settings
+        self._devices = devices
+        self._places: dict[Child, Place] = {}
         self._command = command
         self._logs = logs
         self._on_death = on_death
@@ -63,11 +67,17 @@ class LocalPool:
         """Every process that is still there, draining or not."""
         return [*self.staying, *self._leaving]
 
+    def most(self) -> int | None:
+        """How many may stay, as far as this machine's devices go; None: any number."""
+        free = self._devices.free(self.settings)
+        return None if free is None else len(self.staying) + free
+
     def tend(self) -> None:
         """Look after those that died, forget those that have drained, end those that do not."""
         for child, deadline in list(self._leaving.items()):
             if not child.is_running:
                 del self._leaving[child]
+                self._devices.give_back(self._places.pop(child))
                 self._on_death(child)
             elif time.monotonic() > deadline:
                 log_event(log, "consumer_killed", level=logging.WARNING, pool=self.settings.name, pid=child.pid)
@@ -80,9 +90,10 @@ class LocalPool:
                 self._on_death(child)
 
     def resize(self, replicas: int, *, busy_pids: AbstractSet[int] = frozenset()) -> None:
-        """Start or drain consumers, until so many stay; those that hold no jobs leave first, the newest of them."""
-        while len(self.staying) < replicas:
-            self._start()
+        """Start or drain consumers, until so many stay; those that hold no jobs leave first, the newest of them. One
+        without a place on a device waits until another has left."""
+        while len(self.staying) < replicas and (place := self._devices.take(self.settings)) is not None:
+            self._start(place)
         newest_first = self.staying[::-1]
         idle_first = sorted(newest_first, key=lambda child: child.pid in busy_pids)
         for child in idle_first[: max(0, len(self.staying) - replicas)]:
@@ -94,15 +105,17 @@ class LocalPool:
         child.ask_to_end()
         self._leaving[child] = time.monotonic() + grace_seconds
 
-    def _start(self) -> None:
+    def _start(self, place: Place) -> None:
         number = self._free_number()
         child = Child(
             f"consumer {number} of {self.settings.name}",
-            self._command,
+            [*self._command, *place.arguments],
             log=self._logs / f"worker-{self.settings.name}-{number}.log",
             defaults=self._environment,
+            variables=place.variables,
         )
         child.start()
+        self._places[child] = place
         self.staying.append(child)
 
     def _free_number(self) -> int:
@@ -126,12 +139,14 @@ class LocalScaler:
         self._store = store
         self._flights = flights_of(settings)
         self._spot = spot
+        devices = devices_for(settings.pools)
         self._pools = {
             pool.name: LocalPool(
                 pool,
                 command=command(pool.name),
                 logs=logs,
                 on_death=self._tell,
+                devices=devices,
                 environment=SHARED_MACHINE
                 if spot is None or pool.capacity != "spot"
                 else {**SHARED_MACHINE, "NODE_ZONE": spot.zone},
@@ -180,7 +195,7 @@ class LocalScaler:
             # Of a scaler before this one, whose end was theirs too.
             tell_of_deaths(self._flights, self._store)
         self._busy_pids.clear()
-        for decision in self._sizer.round(self._held) or ():
+        for decision in self._sizer.round(self._held, self._most) or ():
             pool = self._pools[decision.pool]
             wanted = max(0, decision.replicas - self._elsewhere[decision.pool])
             if self._spot is not None and pool.settings.capacity == "spot":
@@ -194,6 +209,10 @@ class LocalScaler:
         self._busy_pids |= {info.pid for info in own if holds_jobs(info)}
         self._elsewhere[pool.name] = len(live) - len(own)
         return self._elsewhere[pool.name] + len(self._pools[pool.name].staying)
+
+    def _most(self, pool: PoolSettings) -> int | None:
+        here = self._pools[pool.name].most()
+        return None if here is None else self._elsewhere[pool.name] + here
 
     # --- the emulation of spot ---
 

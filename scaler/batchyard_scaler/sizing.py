@@ -16,7 +16,7 @@ from batchyard.telemetry import log_event
 from batchyard_scaler.policy.checking import ContradictoryFleet
 from batchyard_scaler.policy.deciding import decide
 from batchyard_scaler.policy.records import Decision, Demand, Pool
-from batchyard_scaler.signals.fleet import Held, Look, Signals
+from batchyard_scaler.signals.fleet import Held, Look, Most, Signals
 
 LEASE_NAME = "scaler"
 LEASE_SECONDS = 5.0
@@ -42,19 +42,19 @@ class Sizer:
         self._lead_at = -math.inf
         self._written: dict[str, PoolDecision] = {}
 
-    def round(self, held: Held) -> list[PoolDecision] | None:
+    def round(self, held: Held, most: Most = lambda _: None) -> list[PoolDecision] | None:
         """One decision about every pool, written down; None where another scaler leads. Unavailable."""
         if not self._lead():
             return None
         try:
-            return self._decide(held)
+            return self._decide(held, most)
         except LeaseLost:  # this process was stopped for longer than its lease
             self._note(0)
             return None
 
-    def _decide(self, held: Held) -> list[PoolDecision]:
+    def _decide(self, held: Held, most: Most) -> list[PoolDecision]:
         zones = {name: made.zones for name, made in self._written.items()}
-        look = self._signals.look(held=held, asked_zones=zones)
+        look = self._signals.look(held=held, most=most, asked_zones=zones)
         try:
             decided = decide(look.fleet)
         except ContradictoryFleet as contradiction:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from batchyard_scaler.policy.market import Want
 from batchyard_scaler.policy.records import Budget, Pool
 
+LIMITS = ("maximum", "minimum", "pinned")
+
 
 def reason(want: Want, pool: Pool, *, budget: Budget) -> str:
     """Why a pool has the size it has: the work, the rule, and what cannot be made."""
     parts = [_work(want)]
     if (rule := _rule(want, pool, budget)) is not None:
         parts.append(rule)
+    if pool.devices is not None and (not pool.devices or (want.rule in LIMITS and want.replicas == pool.devices)):
+        parts.append(f"there are devices for {pool.devices}" if pool.devices else "no device is free for it")
     if want.extra:
         parts.append(f"{want.extra} more, should some be lost")
     if missed := round(want.unmeetable_jobs):
@@ -51,7 +55,7 @@ def _rule(want: Want, pool: Pool, budget: Budget) -> str | None:
         case "minimum":
             return f"min is {pool.minimum}"
         case "maximum":
-            return f"max is {pool.maximum}"
+            return None if pool.devices is not None else f"max is {pool.maximum}"
         case _:
             return _short(budget)
 

@@ -75,6 +75,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """The `model@version` that it serves."""
     minimum: int
     maximum: int
+    devices: int | None = None
+    """Where it is not the pool's own limit that makes the maximum: the replicas that there are devices for now."""
     price_per_hour: float | None = None
     """Of one replica; None: not known, and costs are compared as replica-hours."""
     speed: float = 1.0

@@ -59,7 +59,8 @@ def _template(settings: Settings, pool: PoolSettings, labelled: dict[str, str]) 
         container(
             settings,
             role="worker",
-            command=["worker", "--pool", pool.name],
+            # A pod is one consumer, whatever shares its device.
+            command=["worker", "--pool", pool.name, "--device", pool.device],
             env=[
                 *from_secret(settings, *secret_variables(settings)),
                 # With these a consumer finds its own pod, and marks it while it is busy.
@@ -87,6 +88,8 @@ def _read_by_consumers(settings: Settings, pool: PoolSettings) -> Settings:
         models=pool.models,
         capacity=pool.capacity,
         device=pool.device,
+        consumers_per_device=pool.consumers_per_device,
+        memory_gib=pool.memory_gib,
         drain_seconds=pool.drain_seconds,
         cloud=pool.cloud,
         metadata_url=pool.metadata_url,

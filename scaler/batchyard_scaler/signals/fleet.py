@@ -31,6 +31,9 @@ SEASON = "season "
 Held = Callable[[PoolSettings, Sequence[ConsumerInfo]], int]
 """From a pool and its consumers that start or are ready: replicas that are there or asked for, registered or not."""
 
+Most = Callable[[PoolSettings], int | None]
+"""From a pool to the replicas that there are devices for, asked after `Held`; None: any number."""
+
 
 class Look(NamedTuple):
     """What was seen at one moment."""
@@ -69,7 +72,7 @@ class Signals:
         self._loaded: set[tuple[str, str]] = set()
         """Pool and version: a consumer of the pool has loaded it, or tried to."""
 
-    def look(self, *, held: Held, asked_zones: Mapping[str, Mapping[str, int]]) -> Look:
+    def look(self, *, held: Held, asked_zones: Mapping[str, Mapping[str, int]], most: Most = lambda _: None) -> Look:
         """Read everything; Unavailable, LeaseLost. `asked_zones`: pool → zone → replicas of the last decision."""
         versions, backlog = [version for version in self._store.models() if version.active], self._store.backlog()
         consumers = [info for info in self._store.consumers() if info.pool in self._pools]
@@ -96,6 +99,7 @@ class Signals:
                 of_pool[name],
                 served[name],
                 held=held(pool, [info for info in of_pool[name] if info.state in LIVE]),
+                devices=most(pool),
                 asked=asked_zones.get(name, {}),
                 override=overrides.get(name) or PoolOverride(pool=name),
                 busy=busy,
@@ -154,6 +158,7 @@ class Signals:
         served: Sequence[ModelVersion],
         *,
         held: int,
+        devices: int | None,
         asked: Mapping[str, int],
         override: PoolOverride,
         busy: set[int],
@@ -172,12 +177,17 @@ class Signals:
         )
         is_spot = pool.capacity == "spot"
         minimum, maximum = limits_at(pool, now_ms / 1000)
+        if devices is None or devices >= maximum:
+            devices = None
+        else:
+            minimum, maximum = min(minimum, devices), devices
         return Pool(
             name=pool.name,
             capacity=pool.capacity,
             models=frozenset(version.name for version in served),
             minimum=minimum,
             maximum=maximum,
+            devices=devices,
             price_per_hour=pool.price_per_hour,
             speed=pool.speed,
             cold_start_seconds=usual,

@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from batchyard.cli.invocation import Invocation
+from batchyard.settings import PoolSettings
 from batchyard.store import migrate
 from batchyard.store.base import ModelConfig
 from batchyard.store.open import database_url, open_store
@@ -71,6 +73,51 @@ def test_check_names_what_there_is(tmp_path: Path) -> None:
     done = CliRunner().invoke(check, ["--model", "other"], obj=invocation(tmp_path))
     assert done.exit_code == 2
     assert "bad@1, good@1" in done.output or "good@1, bad@1" in done.output
+
+
+@pytest.fixture
+def consumers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The torch device and CUDA_VISIBLE_DEVICES of each consumer that would have run here, on a machine with two
+    GPUs."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\nfor n in 0 1; do echo "GPU $n: NVIDIA L4 (UUID: GPU-$n)"; done\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    found: list[tuple[str, str]] = []
+
+    def run(_settings: object, pool: PoolSettings, **_: object) -> None:
+        found.append((pool.device, os.environ["CUDA_VISIBLE_DEVICES"]))
+
+    monkeypatch.setattr("batchyard_consumers.worker.run_worker", run)
+    monkeypatch.setattr("batchyard.store.open.open_store", lambda *_, **__: None)
+    monkeypatch.setattr("batchyard.telemetry.configure_logging", lambda _: None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments", "found"),
+    [
+        ("cuda:0", [], ("cuda:0", "GPU-1")),
+        ("cuda:GPU-0", [], ("cuda:0", "GPU-0")),
+        ("cpu", [], ("cpu", "1,0")),
+        ("cuda", ["--device", "cuda:1"], ("cuda:1", "1,0")),
+    ],
+)
+def test_a_consumer_on_one_device_needs_no_second_process(
+    tmp_path: Path, consumers: list[tuple[str, str]], device: str, arguments: list[str], found: tuple[str, str]
+) -> None:
+    config = CONFIG + f'device = "{device}"\n[broker]\nurl = "redis://nowhere:6379/0"\n'
+    done = CliRunner().invoke(worker, ["--pool", "local", *arguments], obj=invocation(tmp_path, config))
+    assert done.exit_code == 0, done.output
+    assert consumers == [found]
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, consumers: list[tuple[str, str]]) -> None:
+    called = invocation(tmp_path, CONFIG + 'device = "cuda:7"\n')
+    done = CliRunner().invoke(worker, ["--pool", "local"], obj=called)
+    assert 'pools.local.device is "cuda:7", and this machine has no such GPU' in str(done.exception)
+    assert not consumers
 
 
 def test_a_worker_of_no_pool_says_which_there_are(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from batchyard.errors import ConfigurationError
 from batchyard.settings import ModelSettings, PoolSettings, Settings
 from batchyard.ticketing import FIRST_PREFETCH
 from batchyard_consumers.catalog import find_pool, models_of
-from batchyard_consumers.device import choose_device
+from batchyard_consumers.device import called, choose_device
 from batchyard_consumers.held import MAX_AHEAD_JOBS, ahead_limit
 from batchyard_consumers.worker import HARMLESS_COMMANDS, LARGEST_PREFETCH, Mailbox, prefetch_for, restrict_control
 from tests.unit.consumers.jobs import served
@@ -70,6 +70,21 @@ def test_a_pool_names_versions_or_all_of_a_model() -> None:
 def test_a_named_device_is_taken_as_it_is() -> None:
     assert choose_device("cuda:3") == "cuda:3"
     assert choose_device("auto") in {"cpu", "cuda:0"}
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "told"),
+    [
+        ("cpu", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "cpu"),
+        ("cuda:0", "GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77", "cuda:GPU-5d5ba0d6"),
+        ("cuda:0", "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f", "cuda:MIG-c6d4f1ef"),
+        ("cuda:0", "3", "cuda:3"),
+        ("cuda:1", "3,4", "cuda:1"),
+        ("cuda:1", "", "cuda:1"),
+    ],
+)
+def test_a_device_is_told_from_the_others_of_its_machine(device: str, visible: str, told: str) -> None:
+    assert called(device, {"CUDA_VISIBLE_DEVICES": visible}) == told
 
 
 def test_remote_control_can_look_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

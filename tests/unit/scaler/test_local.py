@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from batchyard.devices import Devices
 from batchyard.errors import Unavailable
 from batchyard.flight_recorder import flights_of
 from batchyard.jobs import Accepted, Lane, Submission
@@ -41,9 +43,10 @@ def deaths() -> list[Child]:
 def make_pool(tmp_path: Path, deaths: list[Child]) -> Iterator[MakePool]:
     made: list[LocalPool] = []
 
-    def make(command: list[str], **settings: float) -> LocalPool:
-        pool = PoolSettings(name="local", models=("m",), drain_seconds=5.0, **settings)  # type: ignore[arg-type]
-        made.append(LocalPool(pool, command=command, logs=tmp_path, on_death=deaths.append))
+    def make(command: list[str], *, devices: Devices | None = None, **settings: Any) -> LocalPool:
+        pool = PoolSettings(name="local", models=("m",), drain_seconds=5.0, **settings)
+        given = devices or Devices(None)
+        made.append(LocalPool(pool, command=command, logs=tmp_path, on_death=deaths.append, devices=given))
         return made[-1]
 
     yield make
@@ -105,6 +108,54 @@ def test_a_consumer_that_dies_waits_for_its_back_off_and_its_end_is_told_of_once
         pool.tend()
     assert pool.children() == [child]
     assert (child.deaths, child.is_running, deaths) == (1, False, [child])
+
+
+SAYS = ["sh", "-c", 'echo "$*" $CUDA_VISIBLE_DEVICES; exec sleep 60', "sh"]
+
+
+def told(child: Child, *, lines: int = 1) -> str:
+    """The last line of its log, once that has so many."""
+    end = time.monotonic() + 20
+    while len(child.tail().splitlines()) < lines and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(child.tail().splitlines()) == lines
+    return child.tail(1)
+
+
+def test_each_consumer_sees_its_own_device_alone_and_a_freed_one_goes_to_the_next(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    pool = make_pool(SAYS, devices=Devices(["GPU-a", "MIG-b"]), device="cuda")
+    pool.resize(3)
+    first, second = pool.children()
+    assert [told(first), told(second)] == ["--device cuda:0 GPU-a", "--device cuda:0 MIG-b"]
+    assert pool.most() == 2
+
+    pool.end(first, grace_seconds=5.0)
+    pool.resize(2)
+    assert pool.staying == [second]  # the first still drains on its device
+    assert first.wait(10)
+    pool.tend()
+    pool.resize(2)
+    assert told(pool.staying[1], lines=2) == "--device cuda:0 GPU-a"
+
+
+def test_a_consumer_that_dies_comes_back_on_its_device(make_pool: MakePool) -> None:
+    devices = Devices(["GPU-a", "GPU-b"])
+    pool = make_pool(SAYS, devices=devices, device="cuda", consumers_per_device=2)
+    pool.resize(9)
+    assert pool.most() == 4
+    child = pool.staying[0]
+    assert "GPU-a" in told(child)
+    child._backoff._first = 0.0
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait(10)
+    pool.tend()
+    pool.tend()
+    assert child.is_running
+    assert devices.free(pool.settings) == 0
 
 
 class Yard:
@@ -199,6 +250,35 @@ def test_consumers_elsewhere_count(make_yard: MakeYard) -> None:
     yard.store.deregister(elsewhere)
     yard.scaler.look()
     assert len(yard.staying()) == 3
+
+
+def test_devices_bound_the_pools_that_share_them_and_the_decisions_say_so(
+    make_yard: MakeYard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\nfor n in 0 1 2; do echo "GPU $n: NVIDIA L4 (UUID: GPU-$n)"; done\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    first = PoolSettings(name="first", models=("m",), min=2, max=8)
+    other = PoolSettings(name="other", models=("o",), min=2, max=8, device="cuda:1,2")
+    yard = make_yard(first, other, PoolSettings(name="cpu", models=("o",), min=2, max=2, device="cpu"))
+
+    def look() -> dict[str, tuple[int, int, str]]:
+        yard.scaler.look()
+        staying = [child.name.rpartition(" ")[2] for child in yard.staying()]
+        return {made.pool: (staying.count(made.pool), made.replicas, made.reason) for made in yard.store.decisions()}
+
+    look()
+    assert look() == {
+        "first": (2, 2, "no work; min is 2"),
+        "other": (1, 1, "no work; min is 1; there are devices for 1"),
+        "cpu": (2, 2, "no work; min is 2"),
+    }
+    yard.submit(500)
+    yard.now_ms += 10_000
+    assert look()["first"][:2] == (2, 2)
+    assert "there are devices for 2" in look()["first"][2]
 
 
 def test_while_the_database_is_away_pools_hold_what_they_have_and_mend_it(

@@ -238,7 +238,7 @@ def test_names_of_pools_become_names_of_objects(tmp_path: Path) -> None:
     files = rendered(tmp_path, SERVERS + MODEL + '[pools."Big_GPU.a"]\nmodels = ["m"]\n')
     assert "pool-big-gpu-a.yaml" in files
     deployment = by_name(files)["Deployment", "batchyard-worker-big-gpu-a"]
-    assert container_of(deployment)["command"] == ["batchyard", "worker", "--pool", "Big_GPU.a"]
+    assert container_of(deployment)["command"] == ["batchyard", "worker", "--pool", "Big_GPU.a", "--device", "auto"]
     [trigger] = by_name(files)["ScaledObject", "batchyard-worker-big-gpu-a"]["spec"]["triggers"]
     assert trigger["metadata"]["url"].endswith("/v1/pools/Big_GPU.a/scale")
 
@@ -267,7 +267,7 @@ def test_every_role_runs_its_command_from_its_image(tmp_path: Path) -> None:
         "batchyard migrate": "r.example.com/y-api:v1.2.3",
         "batchyard api": "r.example.com/y-api:v1.2.3",
         "batchyard scaler": "r.example.com/y-scaler:v1.2.3",
-        "batchyard worker --pool local": "r.example.com/y-worker:v1.2.3",
+        "batchyard worker --pool local --device auto": "r.example.com/y-worker:v1.2.3",
     }
 
 
