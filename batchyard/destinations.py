@@ -21,6 +21,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 _COMPATIBLE = ipaddress.IPv6Network("::/96")
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""All of IPv6 that is given out on the public internet; of the rest nobody can say where it leads."""
 
 
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -84,7 +86,7 @@ def address_fault(address: Address, *, allowed: Sequence[Network]) -> str | None
     inner = _inner(address)
     if any(each in network for network in allowed for each in (address, inner)):
         return None
-    if inner.is_global and not inner.is_multicast and not (inner.version == 6 and inner.is_site_local):
+    if inner.is_global and (inner in _UNICAST if inner.version == 6 else not inner.is_multicast):
         return None
     return (
         "is no address of the public internet; webhooks.allowed_networks names networks that are allowed all the same"

@@ -11,7 +11,9 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import NamedTuple
 
 import httpcore
@@ -20,6 +22,8 @@ import httpx
 from batchyard.destinations import Network, address_fault, check_url, literal_address
 from batchyard.errors import InvalidRequest
 
+LOOK_UPS = 64
+"""Names looked up at the same time: more than twice the attempts that a process makes by default."""
 MAX_ANSWER_BYTES = 16 * 1024
 """Of an answer's body, which nobody looks at; what comes beyond is not read."""
 
@@ -50,7 +54,7 @@ class Poster:
     ) -> None:
         self._allowed = allowed
         self._timeout_seconds = timeout_seconds
-        self._network = PinnedNetwork(allowed=allowed, resolve=resolve or look_up)
+        self._network = PinnedNetwork(allowed=allowed, resolve=resolve or Resolver())
         # As for every client of this Python: SSL_CERT_FILE and SSL_CERT_DIR add authorities.
         self._ssl_context = ssl_context or httpx.create_ssl_context()
 
@@ -111,13 +115,21 @@ class PinnedNetwork(httpcore.AsyncNetworkBackend):
         return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
 
 
-async def look_up(host: str, port: int) -> Sequence[str]:
-    """As the system resolves names; PostFailed where it knows none."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as unknown:
-        raise PostFailed(f"{host} cannot be resolved: {unknown.strerror}") from unknown
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+class Resolver:
+    """As the system resolves names, on threads of its own: a look-up goes on after whoever asked has given up, and
+    whoever owns a name decides how long. So names that nobody answers for hold up no other work of the process."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="batchyard-names")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        """PostFailed where there is no such name."""
+        looking = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, looking)
+        except socket.gaierror as unknown:
+            raise PostFailed(f"{host} cannot be resolved: {unknown.strerror}") from unknown
+        return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
 def retry_after_seconds(headers: Iterable[tuple[bytes, bytes]], *, now_seconds: float) -> float | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from batchyard.destinations import networks
-from batchyard_producer.posting import Answer, Poster, PostFailed, retry_after_seconds
+from batchyard_producer.posting import LOOK_UPS, Answer, Poster, PostFailed, retry_after_seconds
 
 LOOPBACK = networks(["127.0.0.0/8", "::1/128"])
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -177,6 +180,35 @@ async def test_nobody_there_and_names_that_are_none_are_failures() -> None:
     for url in (f"http://127.0.0.1:{port}/", "http://example.com/", "https://10.0.0.1/", "https://no-such.invalid/"):
         with pytest.raises(PostFailed):
             await post(poster(), url)
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "localhost"])
+async def test_our_own_machine_is_refused_however_it_is_written(host: str) -> None:
+    strict = Poster(allowed=(), timeout_seconds=5)
+    with pytest.raises(PostFailed, match="no address of the public internet"):
+        await post(strict, f"https://{host}/")
+
+
+async def test_names_that_nobody_answers_for_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, look_up = threading.Event(), socket.getaddrinfo
+
+    def stuck(host: str, *more: Any, **named: Any) -> Any:
+        if host == "stuck.example.com":
+            released.wait(30)
+        return look_up("127.0.0.1", *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", stuck)
+    strict = Poster(allowed=(), timeout_seconds=1.0)
+    try:
+        posts = [post(strict, "https://stuck.example.com/") for _ in range(LOOK_UPS // 2)]
+        late = await asyncio.gather(*posts, return_exceptions=True)
+        assert {str(failure) for failure in late} == {"no answer within 1 s"}
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: "the store") == "the store"
+            with pytest.raises(PostFailed, match="resolves to"):
+                await post(strict, "https://other.example.com/")
+    finally:
+        released.set()
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
