@@ -1,4 +1,8 @@
-"""The runtime `text-generation`: requests join and leave the library's continuous batching between steps."""
+"""The runtime `text-generation`: requests join and leave the library's continuous batching between steps.
+
+An error of one request ends the library's loop, and with it all others inside: it is started anew, and everybody joins
+again in smaller company until the guilty one stands alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from batchyard.errors import InvalidInput, RetryableModelError
+from batchyard.errors import InvalidInput
 from batchyard.model import ContinuousModel
 from batchyard_consumers.runtimes.sources import origin
 
@@ -22,6 +26,9 @@ CPU_CACHE_TOKENS = 16_384
 CPU_PAGE_TOKENS = 32
 CPU_STEP_TOKENS = 512
 """Of prompts taken in at one step: on a CPU the library would warm up with thousands."""
+MOST_STOPS = 16
+TAIL_TOKENS = 8
+"""Looked at for a stop, beyond its length: characters of several tokens show in the text once all are there."""
 BOUNDS: dict[str, tuple[Any, float, float]] = {
     "max_tokens": (int, 1, 1_000_000),
     "temperature": (float, 0.0, 10.0),
@@ -37,17 +44,22 @@ class Prompt:
     ids: list[int]
     max_tokens: int
     sampling: dict[str, float]
+    stops: tuple[str, ...] = ()
+    """Texts before which the answer ends."""
     generated: list[int] = field(default_factory=list)
     is_done: bool = False
+    has_stopped: bool = False
+    """At one of `stops`."""
 
 
 class TextGeneration(ContinuousModel):
     """A prompt, or `{"messages": [{"role", "content"}, …]}`, in; `{"text", "finish_reason", "usage"}` out.
 
     A job's params, or the options for all jobs: `max_tokens`, `temperature` (0, the default, takes the likeliest token
-    each time), `top_p`, `top_k`. `finish_reason` is `stop` where the model ended by itself and `length` at
-    `max_tokens`. Further options: `most_jobs` inside at once, `cache_tokens` (what all of them may hold together;
-    on a GPU what its memory allows), `revision`, `trust_remote_code`. The dtype `auto` is that of the weights.
+    each time), `top_p`, `top_k`, `stop` (a text, or up to 16, before which the answer ends). `finish_reason` is `stop`
+    where the model ended by itself or at one of these, and `length` at `max_tokens`. Further options: `most_jobs`
+    inside at once, `cache_tokens` (what all of them may hold together; on a GPU what its memory allows), `revision`,
+    `trust_remote_code`. The dtype `auto` is that of the weights.
     """
 
     input_schema: ClassVar[dict[str, Any]] = {
@@ -96,15 +108,17 @@ class TextGeneration(ContinuousModel):
         places = int(getattr(self._module.config, "max_position_embeddings", None) or self._tokenizer.model_max_length)
         cache = self.options.get("cache_tokens", CPU_CACHE_TOKENS if device == "cpu" else None)
         self._most_tokens = min(places, cache or places)
-        self._start(cache)
+        self._cache_tokens = cache
+        self._start()
 
-    def _start(self, cache_tokens: int | None) -> None:
+    def _start(self) -> None:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
         sizes: dict[str, Any] = {}
-        if cache_tokens is not None:
-            sizes = {"page_size": CPU_PAGE_TOKENS, "num_blocks": -(-cache_tokens // CPU_PAGE_TOKENS) + self.most_jobs}
+        if self._cache_tokens is not None:
+            blocks = -(-self._cache_tokens // CPU_PAGE_TOKENS) + self.most_jobs
+            sizes = {"page_size": CPU_PAGE_TOKENS, "num_blocks": blocks}
         if self._device == "cpu":
             sizes["max_batch_tokens"] = CPU_STEP_TOKENS
         self._manager = self._module.init_continuous_batching(
@@ -145,7 +159,8 @@ class TextGeneration(ContinuousModel):
         }
         if temperature == 0:
             sampling["top_k"] = 1
-        return [self._prompt(value, max_tokens, sampling) for value in inputs]
+        stops = _stops(given.get("stop"))
+        return [self._prompt(value, max_tokens, sampling, stops) for value in inputs]
 
     def cost(self, item: Prompt) -> int:
         """Tokens of the prompt and of what it may generate; once it has ended, of what it did generate."""
@@ -153,7 +168,7 @@ class TextGeneration(ContinuousModel):
 
     def join(self, key: int, item: Prompt) -> None:
         if not self._manager.is_running():
-            raise RetryableModelError("the library's generation loop has ended")
+            self._start()
         self._inside[key] = item
         self._manager.add_request(
             item.ids, request_id=str(key), max_new_tokens=item.max_tokens, streaming=True, **item.sampling
@@ -163,23 +178,38 @@ class TextGeneration(ContinuousModel):
         ended: list[tuple[int, Any]] = []
         told = self._manager.get_result(timeout=STEP_SECONDS)
         while told is not None:
-            prompt = self._inside.get(int(told.request_id))
+            key = int(told.request_id)
+            prompt = self._inside.get(key)
             if prompt is not None:
-                prompt.generated = list(told.generated_tokens)
-                if told.is_finished():
-                    prompt.is_done = True
-                    del self._inside[int(told.request_id)]
-                    error = None if told.error is None else RuntimeError(told.error)
-                    ended.append((int(told.request_id), error or prompt))
+                if told.error is not None:
+                    self.close()
+                    raise RuntimeError(told.error)
+                if self._goes_on(prompt, list(told.generated_tokens)):
+                    prompt.is_done = told.is_finished()
+                else:
+                    self._manager.cancel_request(told.request_id)
+                if prompt.is_done:
+                    del self._inside[key]
+                    ended.append((key, prompt))
             told = self._manager.get_result(timeout=0)
-        if not self._manager.is_running():
-            ended += [(key, RetryableModelError("the library's generation loop has ended")) for key in self._inside]
-            self._inside.clear()
+        if self._inside and not ended and not self._manager.is_running():
+            raise RuntimeError("the library's generation loop has ended")
         return ended
 
+    def _goes_on(self, prompt: Prompt, generated: list[int]) -> bool:
+        """Take in what has been generated; false once one of the stops is in it."""
+        fresh = len(generated) - len(prompt.generated)
+        prompt.generated = generated
+        if prompt.stops:
+            # A token is a character or more: a stop that was not there before ends within these.
+            tail = generated[-(fresh + max(map(len, prompt.stops)) + TAIL_TOKENS) :]
+            text = self._tokenizer.decode(tail, skip_special_tokens=True)
+            prompt.has_stopped = prompt.is_done = any(stop in text for stop in prompt.stops)
+        return not prompt.has_stopped
+
     def leave(self, key: int) -> None:
-        self._inside.pop(key, None)
-        self._manager.cancel_request(str(key))
+        if self._inside.pop(key, None) is not None:
+            self._manager.cancel_request(str(key))
 
     def close(self) -> None:
         self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
@@ -194,14 +224,18 @@ class TextGeneration(ContinuousModel):
     def _result(self, prompt: Prompt) -> dict[str, Any]:
         ends = self._ends()
         generated = list(prompt.generated)
-        has_stopped = bool(generated) and generated[-1] in (ends if isinstance(ends, list) else [ends])
+        is_over = bool(generated) and generated[-1] in (ends if isinstance(ends, list) else [ends])
+        has_stopped = is_over or prompt.has_stopped
+        text = self._tokenizer.decode(generated, skip_special_tokens=True)
         return {
-            "text": self._tokenizer.decode(generated, skip_special_tokens=True),
+            "text": text[: min((place for stop in prompt.stops if (place := text.find(stop)) >= 0), default=None)],
             "finish_reason": ("stop" if has_stopped else "length") if prompt.is_done else None,
             "usage": {"prompt_tokens": len(prompt.ids), "completion_tokens": len(generated)},
         }
 
-    def _prompt(self, value: Any, max_tokens: int | None, sampling: dict[str, float]) -> Prompt | InvalidInput:
+    def _prompt(
+        self, value: Any, max_tokens: int | None, sampling: dict[str, float], stops: tuple[str, ...]
+    ) -> Prompt | InvalidInput:
         ids = self._ids(value)
         if isinstance(ids, InvalidInput):
             return ids
@@ -211,7 +245,7 @@ class TextGeneration(ContinuousModel):
                 f"the prompt's {len(ids)} tokens and max_tokens ({max_tokens or 1}) are more than the "
                 f"{self._most_tokens} that the model holds"
             )
-        return Prompt(ids=ids, max_tokens=max_tokens or min(MAX_TOKENS, room), sampling=sampling)
+        return Prompt(ids=ids, max_tokens=max_tokens or min(MAX_TOKENS, room), sampling=sampling, stops=stops)
 
     def _ids(self, value: Any) -> list[int] | InvalidInput:
         if isinstance(value, str) and value:
@@ -240,3 +274,11 @@ def _number(given: Mapping[str, Any], name: str) -> float | None:
         raise InvalidInput(f"{name} is {what} from {low:g} to {high:g}, not {value!r}")
     number: float = kind(value)
     return number
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    """The parameter `stop`. InvalidInput."""
+    stops = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise InvalidInput(f"stop is a text, or a list of up to {MOST_STOPS}, none of them empty; not {value!r}")
+    return tuple(stops)

@@ -1,9 +1,10 @@
 """The runtimes `openai` and `kserve`: a server elsewhere, kept full with a bounded number of requests.
 
 `source` is the server's URL. A job's input is the body of a request and its result the body of the answer, so that
-whatever the server can do can be asked for. Options: `concurrency` (64), `timeout_seconds` (600), `body` (members of
-every request, which an input may replace), `headers`, and `api_key_env`, the name of the environment's variable that
-holds the key. What the server refuses fails that job alone; what may pass (429, 5xx, no connection) is tried again.
+whatever the server can do can be asked for; a payload in it travels as base64. Options: `concurrency` (64),
+`timeout_seconds` (600), `body` (members of every request, which an input may replace), `headers`, and `api_key_env`,
+the name of the environment's variable that holds the key. What the server refuses fails that job alone; what may pass
+(408, 425, 429, 5xx, no connection, an answer that breaks off) is tried again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from concurrent.futures import Future
 from typing import Any, ClassVar
 
 import httpx
+import msgspec
 
 from batchyard.errors import InvalidInput, ModelError, RetryableModelError
 from batchyard.model import ContinuousModel
 
 STEP_SECONDS = 0.05
 CONNECT_SECONDS = 5.0
+_JSON = {"Content-Type": "application/json"}
 MOST_WORDS = 300
 """Characters of a server's complaint that are kept."""
 
@@ -111,7 +114,8 @@ class _Proxy(ContinuousModel):
 
     async def _ask(self, key: int, request: _Request) -> None:
         try:
-            answer = await self._client.post(self._path(request.body), json=request.body)
+            body = msgspec.json.encode(request.body)
+            answer = await self._client.post(self._path(request.body), content=body, headers=_JSON)
             if answer.is_success:
                 request.answer = answer.json()
             self._answered.put((key, request if answer.is_success else _refusal(answer)))
@@ -119,8 +123,10 @@ class _Proxy(ContinuousModel):
             self._answered.put(
                 (key, RetryableModelError(f"the server did not answer: {str(error) or type(error).__name__}"))
             )
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self._answered.put((key, ModelError(f"the server's answer is not JSON: {error}")))
+        except Exception as error:  # noqa: BLE001  one that nobody hears of would leave its job without an answer
+            self._answered.put((key, error))
 
     def _path(self, body: dict[str, Any]) -> str:
         """Of a request, below `source`."""
@@ -186,7 +192,7 @@ class KServe(_Proxy):
 
 def _refusal(answer: httpx.Response) -> Exception:
     words = _words(answer)
-    if answer.status_code == 429 or answer.status_code >= 500:
+    if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
         return RetryableModelError(f"the server answered {answer.status_code}: {words}")
     if answer.status_code in (400, 413, 422):
         return InvalidInput(f"the server refuses the input: {words}")

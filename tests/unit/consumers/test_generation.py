@@ -102,6 +102,48 @@ def test_generation_stops_where_the_model_ends(model: TextGeneration, monkeypatc
     assert model.cost(item) == len(item.ids) + 9
 
 
+def test_generation_ends_before_a_text_that_is_a_stop(model: TextGeneration) -> None:
+    [whole] = generate(model, prompts(model, ["a man sleeps"], max_tokens=12))
+    words = whole["text"].split()
+    stop = words[len(words) // 2]
+    cut, asked_in_vain = generate(
+        model, [*prompts(model, ["a man sleeps"], max_tokens=12, stop=stop), *prompts(model, ["x"], stop=["\0", "\1"])]
+    )
+    assert cut["text"] == whole["text"][: whole["text"].index(stop)]
+    assert cut["finish_reason"] == "stop"
+    assert cut["usage"]["completion_tokens"] <= 12
+    assert asked_in_vain["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stop", ["", ["x", ""], 7, ["x"] * 17])
+def test_a_stop_is_a_text_or_a_few(model: TextGeneration, stop: Any) -> None:
+    with pytest.raises(InvalidInput, match="stop is a text, or a list of up to 16"):
+        model.preprocess(["x"], {"stop": stop})
+
+
+def test_one_request_that_breaks_the_loop_fails_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TextGeneration()
+    model.source = str(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library's own
+        line = Line({"m": model}, options={"most_jobs": 4, "cache_tokens": 2048, "max_tokens": 4})
+    [poison] = model._tokenizer("poison", add_special_tokens=False)["input_ids"]
+    compute = model._module.forward
+
+    def breaking(*arguments: Any, **named: Any) -> Any:
+        if (named["input_ids"] == poison).any():
+            raise RuntimeError("not this one")
+        return compute(*arguments, **named)
+
+    monkeypatch.setattr(model._module, "forward", breaking)
+    with line:
+        views = line.finish(line.submit("m", ["one", "two", "a poison", "three", "four", "five"]))
+    assert [value_of(view) if view.error else "good" for view in views] == [*["good"] * 2, "model_error", *["good"] * 3]
+    assert views[2].error is not None
+    assert "not this one" in views[2].error.message
+    assert {view.failures for view in views} == {0, 1}
+
+
 def test_each_request_samples_as_it_asks(model: TextGeneration) -> None:
     warm = prompts(model, ["a man"] * 6, temperature=5.0, max_tokens=8)
     cold = prompts(model, ["a man"] * 6, max_tokens=8)

@@ -39,6 +39,9 @@ class Handler(BaseHTTPRequestHandler):
         "refuse": (400, {"error": {"message": "too long", "type": "invalid_request_error"}}),
         "forbid": (401, {"error": {"message": "no key"}}),
         "garbage": (200, "<html>"),
+        "binary": (200, "\udcff"),
+        "deep": (200, "[" * 100_000),
+        "late": (408, {"error": "timeout"}),
     }
 
     def do_POST(self) -> None:
@@ -55,9 +58,13 @@ class Handler(BaseHTTPRequestHandler):
             status, answer = 503, {"detail": "overloaded"}
         with server.lock:
             server.working -= 1
-        raw = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+        raw = answer.encode(errors="surrogateescape") if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(raw)))
+        if body.get("do") == "break off":
+            self.send_header("Content-Length", str(len(raw) + 10))
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
 
@@ -121,6 +128,51 @@ def test_errors_go_to_their_own_job(server: Server) -> None:
     assert "too long" in words["refuse"]
     assert "401: no key" in words["forbid"]
     assert "not JSON" in words["garbage"]
+
+
+@pytest.mark.parametrize(
+    ("deed", "code", "failures", "words"),
+    [
+        ("binary", "model_error", 1, "not JSON"),
+        ("deep", "model_error", 1, "not JSON"),
+        ("late", "model_busy", 3, "408: timeout"),
+        ("break off", "model_busy", 3, "did not answer"),
+    ],
+)
+def test_answers_that_are_none_cost_their_own_job(
+    server: Server, deed: str, code: str, failures: int, words: str
+) -> None:
+    with proxy(OpenAI, server) as line:
+        bad, good = line.finish(line.submit("m", [{"prompt": "x", "do": deed}, {"prompt": "y"}]))
+    assert (value_of(bad), bad.failures, good.state) == (code, failures, State.SUCCEEDED)
+    assert bad.error is not None
+    assert words in bad.error.message
+
+
+def test_a_server_that_does_not_answer_in_time_is_asked_again(server: Server) -> None:
+    server.gate.clear()
+    with proxy(OpenAI, server, timeout_seconds=0.05) as line:
+        [view] = line.finish(line.submit("m", [{"prompt": "x"}], max_failures=2))
+    assert (value_of(view), view.failures) == ("model_busy", 2)
+
+
+def test_bytes_travel_as_base64(server: Server) -> None:
+    with proxy(KServe, server, model="dense") as line:
+        model = line.served["m"].model
+        assert model is not None
+        [item] = model.preprocess([{"inputs": [{"name": "x", "datatype": "BYTES", "data": [b"\0\xff"]}]}], {})
+        model.join(1, item)  # type: ignore[attr-defined]
+        until(model.step)  # type: ignore[attr-defined]
+    assert server.seen[0][1]["inputs"][0]["data"] == ["AP8="]
+
+
+def test_a_request_that_cannot_be_written_fails_and_does_not_hang(server: Server) -> None:
+    with proxy(OpenAI, server) as line:
+        model = line.served["m"].model
+        assert model is not None
+        [item] = model.preprocess([{"prompt": object()}], {})
+        model.join(1, item)  # type: ignore[attr-defined]
+        until(lambda: (ended := model.step()) and isinstance(ended[0][1], TypeError))  # type: ignore[attr-defined]
 
 
 def test_a_server_that_is_away_is_asked_again() -> None:
