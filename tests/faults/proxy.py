@@ -25,10 +25,11 @@ class Proxy:
         self.port = 0
         self._host = host
         self.lost = 0
-        """Answers that were lost."""
+        """Answers and requests that were lost."""
         self._upstream = upstream
         self._open: set[_Flow] = set()
-        self._to_lose = 0
+        self._answers_to_lose = 0
+        self._requests_to_lose = 0
         self._loop = asyncio.new_event_loop()
         self._flows = asyncio.Event()
         self._flows.set()
@@ -49,7 +50,11 @@ class Proxy:
 
     def lose_answers(self, count: int) -> None:
         """Break connections off at the next answers of the server: what was asked for is done, and nobody knows."""
-        self._to_lose = count
+        self._answers_to_lose = count
+
+    def lose_requests(self, count: int) -> None:
+        """Break connections off at the next requests: what was asked for never arrives, and nobody knows."""
+        self._requests_to_lose = count
 
     # --- the loop's thread ---
 
@@ -83,12 +88,21 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 await self._flows.wait()
-                if answers and self._to_lose:
-                    self._to_lose -= 1
+                if self._loses(answers=answers):
                     self.lost += 1
                     return
                 writer.write(data)
                 await writer.drain()
+
+    def _loses(self, *, answers: bool) -> bool:
+        """Whether what has just arrived is to be lost."""
+        if answers and self._answers_to_lose:
+            self._answers_to_lose -= 1
+            return True
+        if not answers and self._requests_to_lose:
+            self._requests_to_lose -= 1
+            return True
+        return False
 
     async def _accept(self, started: threading.Event, stopped: asyncio.Event) -> None:
         async with await asyncio.start_server(self._serve, self._host, 0) as server:

@@ -13,9 +13,10 @@ ROOM_BYTES = 256 * 1024 * 1024
 
 
 class Harmful(Model):
-    """`{"do": "echo" | "sleep" | "hold" | "eat", "value": …, "once": FILE}`; with `once` the harm is done one time.
+    """`{"do": DEED, "value": …, "once": FILE}`; with `once` the harm is done one time.
 
-    `sleep` lets the interpreter go on, `hold` keeps its lock; `eat` asks for more memory than the process may have.
+    `echo` does none; `sleep` lets the interpreter go on, `hold` keeps its lock; `eat` asks for more memory than the
+    process may have; `swell` takes so many bytes and fills them.
     """
 
     def forward(self, items: Sequence[Any]) -> Sequence[Any]:
@@ -49,4 +50,4 @@ def _eat(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-_HARM = {"sleep": time.sleep, "hold": _hold, "eat": _eat}
+_HARM = {"sleep": time.sleep, "hold": _hold, "eat": _eat, "swell": lambda size: b"x" * size}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batchyard.jobs import State
+from tests.faults.memory import NoControlGroup, memory_group
 from tests.faults.single.factors import LEASE_SECONDS, STATED_LEASE_SECONDS, shortened
 from tests.services.consumers.yard import Yard, result, until, yard
 from tests.services.store.yard import check_ledgers
@@ -21,6 +22,7 @@ batch_budget = 32
 models = ["harmful"]
 drain_seconds = 5
 """
+MEMORY_BYTES = 1024**3
 REPOSITORY = Path(__file__).parents[3]
 WITH_TESTS = {"PYTHONPATH": os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))}
 
@@ -91,6 +93,26 @@ def test_an_input_beyond_the_memory_fails_alone(place: Yard) -> None:
     assert [result(view) for view in views] == [n for n in range(32) if n != 11]
     assert {view.failures for view in views} == {0}
     assert worker.poll() is None
+
+
+def test_a_consumer_beyond_its_memory_limit_costs_nobody_anything_but_time(place: Yard, tmp_path: Path) -> None:
+    """The kernel kills it in the middle of a pass, as it does with a container."""
+    try:
+        with memory_group(size=MEMORY_BYTES) as group:
+            first = place.start(env=WITH_TESTS)
+            group.add(first.pid)
+            place.ready()
+            deeds: list[dict[str, Any]] = [{"do": "echo", "value": n} for n in range(32)]
+            deeds[11] = {"do": "swell", "value": 4 * MEMORY_BYTES, "once": str(tmp_path / "swollen")}
+            ids = place.submit("harmful@1", deeds)
+            until(lambda: first.poll() is not None, yard=place)
+            assert first.returncode == -signal.SIGKILL
+    except NoControlGroup as refused:
+        pytest.skip(str(refused))
+    place.start(env=WITH_TESTS)
+    views = place.finish(ids)
+    assert [result(view) for view in views] == [deed["value"] for deed in deeds]
+    check_once(place, ids, attempts={2})
 
 
 def test_a_consumer_killed_with_tickets_in_hand_costs_ten_seconds_at_most(place: Yard) -> None:
