@@ -451,7 +451,8 @@ class JobStore(Protocol):
         """It hears of nothing more, and what is pending for it waits until it is enabled. NotFound."""
 
     def delete_webhook(self, webhook_id: int, *, tenant_id: int) -> None:
-        """With its deliveries. NotFound; Conflict for the one of the URLs that jobs and bulks name."""
+        """With its deliveries, in several transactions. NotFound; Conflict for the one of the URLs that jobs and bulks
+        name."""
 
     def finish_bulks(self, *, limit: int) -> int:
         """The leader's chore: note which of the next `limit` sealed bulks have come to their end, each once, and put

@@ -18,6 +18,10 @@ MAX_WEBHOOKS = 100
 """Endpoints of one tenant: whoever ends a job, or delivers, looks at all of them."""
 
 
+DELETE_STEP = 2_000
+"""Deliveries looked at in one transaction when their endpoint is deleted."""
+
+
 class Webhooks(SqlStore):
     """What their tenants do with them."""
 
@@ -59,10 +63,23 @@ class Webhooks(SqlStore):
             if self._webhook(connection, webhook_id, tenant_id=tenant_id).url is None:
                 raise Conflict("this endpoint is of the URLs that jobs and bulks name themselves: disable it instead")
             connection.execute(webhooks.delete().where(webhooks.c.id == webhook_id))
-            mine = and_(webhook_deliveries.c.tenant_id == tenant_id, webhook_deliveries.c.webhook_id == webhook_id)
-            connection.execute(webhook_deliveries.delete().where(mine))
+        # Nothing is sent any more. There may be millions, so they go in steps; what a crash leaves goes with its jobs.
+        after: int | None = 0
+        while after is not None:
+            after = self._delete_deliveries(webhook_id, tenant_id=tenant_id, after=after)
 
     # --- within the store ---
+
+    def _delete_deliveries(self, webhook_id: int, *, tenant_id: int, after: int) -> int | None:
+        """Those of an endpoint among the tenant's next ones; up to which that was, None at the end."""
+        column = webhook_deliveries.c
+        window = select(column.id, column.webhook_id).where(column.tenant_id == tenant_id, column.id > after)
+        with self._writing() as connection:
+            rows = connection.execute(window.order_by(column.id).limit(DELETE_STEP)).all()
+            mine = [row.id for row in rows if row.webhook_id == webhook_id]
+            if mine:
+                connection.execute(webhook_deliveries.delete().where(self._among(column.id, mine)))
+        return rows[-1].id if len(rows) == DELETE_STEP else None
 
     def _expect_webhooks(self, tenant_ids: Iterable[int]) -> None:
         """Make sure of the endpoint of each tenant for the URLs that its jobs and bulks name, before they are

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+from sqlalchemy import select
 
 from batchyard.errors import Conflict, NotFound, Unavailable
 from batchyard.jobs import State
 from batchyard.store.base import Delivery, DeliveryFilter, DeliveryState, DueDelivery, JobStore, Webhook
 from batchyard.store.postgres import PostgresStore
+from batchyard.store.sql import SqlStore
+from batchyard.store.tables import webhook_deliveries
 from batchyard.store.webhooks import MAX_WEBHOOKS
 from batchyard.webhooks import ALL_EVENTS, Event
 from tests.services.store.yard import TENANT, Yard, eventually, failed, several_stores, succeeded, waiting
@@ -418,6 +421,17 @@ def test_deliveries_go_with_their_job_and_their_bulk(yard: Yard) -> None:
 def _retire(yard: Yard) -> None:
     for _ in range(5):
         yard.store.retire(finished_before_ms=yard.store.now_ms() + 60_000, limit=100, tombstone_ms=1 << 40)
+
+
+def test_the_deliveries_of_an_endpoint_that_is_deleted_go_in_steps(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchyard.store.webhooks.DELETE_STEP", 3)
+    one, other = endpoint(yard), endpoint(yard)
+    yard.run(yard.submit(5))
+    yard.store.delete_webhook(one.id, tenant_id=TENANT)
+    assert [row.webhook_id for row in outbox(yard)] == [other.id] * 5
+    yard.store.delete_webhook(other.id, tenant_id=TENANT)
+    assert isinstance(yard.store, SqlStore)
+    assert not yard.store._finds(select(webhook_deliveries))
 
 
 def test_an_endpoint_goes_with_its_deliveries_and_only_at_its_tenants_word(yard: Yard) -> None:
