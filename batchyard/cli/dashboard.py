@@ -33,6 +33,7 @@ def dashboard(status: schemas.Status, *, width: int = WIDE) -> RenderableType:
         parts += [Text(), consumers_table(live)]
     if batches := batches_of(live):
         parts += [Text(), batches_table(batches)]
+    parts += [_from_cache(model, hits, misses) for model, (hits, misses) in sorted(cached_by(live).items())]
     return Group(*parts)
 
 
@@ -192,6 +193,23 @@ def batches_table(found: dict[str, list[dict[str, Any]]]) -> Table:
             "–" if per_job is None else f"{per_job * 1000:,.2f} ms",
         )
     return table
+
+
+def cached_by(consumers: Iterable[schemas.Consumer]) -> dict[str, tuple[float, float]]:
+    """By model with a cache: jobs that were served from it, and that were computed."""
+    found: dict[str, tuple[float, float]] = {}
+    for consumer in consumers:
+        for name, stats in _models_of(consumer).items():
+            told = stats.get("cache") if isinstance(stats, dict) else None
+            if isinstance(told, dict) and told:
+                hits, misses = found.get(name, (0.0, 0.0))
+                found[name] = hits + (_number(told.get("hit")) or 0), misses + (_number(told.get("miss")) or 0)
+    return found
+
+
+def _from_cache(model: str, hits: float, misses: float) -> Text:
+    share = percent(hits / (hits + misses)) if hits + misses else "none"
+    return Text(f"{model}: {share} of {count(hits + misses)} jobs were served from the cache")
 
 
 def _models_of(consumer: schemas.Consumer) -> dict[str, Any]:

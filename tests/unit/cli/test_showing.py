@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from batchyard import schemas
-from batchyard.cli.dashboard import cost, dashboard
+from batchyard.cli.dashboard import cached_by, cost, dashboard
 from batchyard.cli.figures import rate, seconds
 from batchyard.cli.models import state_of
 from batchyard.cli.supervisor import describe, headline
@@ -69,6 +69,44 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         assert words in shown
     assert "  2: 9 jobs (3.0 s ago)" in shown
     assert "  stale: 2: hold: 9 jobs (1 h 2 min ago)" in shown
+
+
+def test_what_caches_serve_is_summed_over_consumers() -> None:
+    told = [
+        {"m@1": {"cache": {"hit": 30, "miss": 1, "wait": 9}}, "n@1": {"cache": {}}},
+        {"m@1": {"cache": {"miss": 9}}},
+    ]
+    consumers = [
+        schemas.Consumer(
+            id=f"{number:016}",
+            pool="local",
+            host="here",
+            pid=1,
+            device="cpu",
+            capacity="on_demand",
+            state="ready",
+            started_at="2026-01-01T00:00:00Z",
+            stats={"models": models},
+        )
+        for number, models in enumerate(told)
+    ]
+    assert cached_by(consumers) == {"m@1": (30, 10)}
+    pool = schemas.Pool(
+        name="local",
+        capacity="on_demand",
+        device="auto",
+        models=["m"],
+        min=0,
+        max=2,
+        price_per_hour=0,
+        consumers=consumers,
+    )
+    status = schemas.Status(
+        time="2026-01-01T00:00:00Z", version="0", database="d", broker="up", role="leader", queues=[], pools=[pool]
+    )
+    out = io.StringIO()
+    Console(file=out, width=160).print(dashboard(status))
+    assert "m@1: 75 % of 40 jobs were served from the cache" in out.getvalue()
 
 
 def test_what_a_pool_cost_is_shown_in_money_or_else_in_hours() -> None:
