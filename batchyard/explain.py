@@ -55,7 +55,9 @@ def _why_not_served(load: QueueLoad, *, name: str) -> WaitReason:
     if load.version.load_error is not None:
         return WaitReason(code="model_failed", message=f"{name} could not be loaded: {load.version.load_error}")
     if load.starting:
-        return WaitReason(code="model_loading", message=f"a consumer is starting and loads {name}")
+        usual = load.version.load_seconds
+        takes = "" if usual is None else f", which took {usual:.1f} s the last time"
+        return WaitReason(code="model_loading", message=f"a consumer is starting and loads {name}{takes}")
     if load.has_pool:
         return WaitReason(code="no_capacity", message=f"no consumer of {name} ({load.lane.word}) is running yet")
     return WaitReason(code="no_consumer", message=f"no pool serves {name} in the {load.lane.word} lane")

@@ -141,8 +141,11 @@ class ModelSettings:
     """The default for its jobs."""
     weight: float = 1.0
     """Share of the bare name's jobs among the versions of this model."""
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """What it computes in; `auto`: the fastest that stays close to float32, found out when it is loaded."""
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
+    """What it computes in, or keeps its weights in; `auto`: the fastest that stays close to float32, found out when it
+    is loaded."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """Whether its passes are compiled when it is loaded, which takes about a minute; `auto`: where that is faster."""
     batch_budget: int | None = None
     """Cost of one forward pass, padding included; None: learned."""
     max_run_seconds: float = 300.0

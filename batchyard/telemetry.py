@@ -474,7 +474,7 @@ def _learned(learned: Mapping[str, Any]) -> Iterator[Metric]:
 
     starts = GaugeMetricFamily(
         "batchyard_cold_start_seconds",
-        "From the decision to start a consumer until it was ready, of recent starts",
+        "From the decision to start a consumer until its first claim, of recent starts",
         labels=("pool", "quantile"),
     )
     for pool, seconds in learned.get("starts", {}).items():

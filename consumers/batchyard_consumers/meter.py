@@ -28,6 +28,7 @@ class Meter:
         """Of `_shared`."""
         self._busy_seconds = 0.0
         self._last: tuple[float, float, int] = (self._started, 0.0, 0)
+        self._first_claim_ms: int | None = None
 
     @property
     def busy_seconds(self) -> float:
@@ -35,6 +36,8 @@ class Meter:
         return self._busy_seconds
 
     def claimed(self, served: Served, jobs: Sequence[ClaimedJob], *, now_ms: int) -> None:
+        if self._first_claim_ms is None:
+            self._first_claim_ms = now_ms
         # Jobs of one submission share their time, so there are few different ones.
         created = Counter([job.created_at_ms for job in jobs])
         waits = {(now_ms - moment) / 1000: count for moment, count in created.items()}
@@ -107,6 +110,7 @@ class Meter:
             "device_busy": round(min(1.0, (busy - busy_then) / elapsed), 3),
             "finished": dict(self._finished),
             "closed_batches": dict(self._reasons),
+            "first_claim_ms": self._first_claim_ms,
             "held": stages,
             "models": {served.name: _of_model(served, self._shared[served.name]) for served in versions},
             "samples": snapshot(self.registry),

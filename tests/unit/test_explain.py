@@ -45,6 +45,13 @@ def test_why_nothing_claims_it(load: QueueLoad, code: str) -> None:
     assert seen.eta_seconds is None
 
 
+def test_a_cold_start_is_told_as_the_reason_with_the_time_that_it_took() -> None:
+    load = QueueLoad(queue_id=1, version=model_version(load_seconds=12.34), lane=Lane.FIRM, starting=1)
+    seen = outlook(job_view(), load=load, position=3, now_ms=NOW_MS)
+    assert seen.waits_because is not None
+    assert seen.waits_because.message.endswith("loads echo@1, which took 12.3 s the last time")
+
+
 def test_a_job_of_a_paused_bulk() -> None:
     seen = outlook(job_view(is_held=True), load=SERVED, position=None, now_ms=NOW_MS)
     assert seen.waits_because is not None

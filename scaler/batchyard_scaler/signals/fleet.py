@@ -78,7 +78,7 @@ class Signals:
         consumers = [info for info in self._store.consumers() if info.pool in self._pools]
         overrides, now_ms = self._store.overrides(), self._store.now_ms()
         live = [info for info in consumers if info.state in LIVE]
-        self._starts.see(live)
+        self._starts.see(live, now_ms=now_ms)
         self._speeds.see(live)
         self._keep(consumers, now_ms=now_ms)
         served = {name: [one for one in versions if serves(pool, one)] for name, pool in self._pools.items()}

@@ -1,4 +1,4 @@
-"""How long consumers take from being asked for until they are ready to claim."""
+"""How long consumers take from being asked for until their first claim."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ PRIOR_BESIDE_LOADING_SECONDS = 10.0
 """A process and its libraries; the models' own loading comes on top, where it is known."""
 LONGEST_MS = 3_600_000
 """A start that took longer says something about an outage, not about starts."""
+CLAIM_MS = 10_000
+"""A consumer without a claim so long after it was ready had nothing to claim: its start ended when it was ready."""
 LATE_SHARE = 0.1
 """Of the usual time: what one that is late already is given again and again."""
 
 
 class Starts:
-    """Learns from consumers that become ready. Times are the store's, in milliseconds. Owned by one thread."""
+    """Learns from consumers that claim, or are ready and have nothing to claim. Times are the store's, in milliseconds.
+    Owned by one thread."""
 
     def __init__(self, *, known: Mapping[str, Sequence[float]] | None = None) -> None:
         self._seconds = {pool: deque(seconds, maxlen=KEPT) for pool, seconds in (known or {}).items()}
@@ -36,8 +39,9 @@ class Starts:
         """For the next scaler: JSON-like."""
         return {pool: [round(value, 3) for value in seconds] for pool, seconds in self._seconds.items()}
 
-    def see(self, consumers: Sequence[ConsumerInfo]) -> None:
-        """Take in who registered and who became ready. Those ready before the first look were counted by another."""
+    def see(self, consumers: Sequence[ConsumerInfo], *, now_ms: int) -> None:
+        """Take in who registered, became ready and claimed. Those ready before the first look were counted by
+        another."""
         present = {info.id for info in consumers}
         self._counted &= present
         for gone in self._asked_at.keys() - present:
@@ -48,13 +52,12 @@ class Starts:
             if info.id not in self._asked_at:
                 waiting = self._asked.get(info.pool)
                 self._asked_at[info.id] = min(waiting.popleft(), info.started_at_ms) if waiting else info.started_at_ms
-            if info.ready_at_ms is not None:
-                self._count(info)
+            if (ended_ms := _ended_ms(info, now_ms=now_ms)) is not None:
+                self._count(info, ended_ms)
         self._is_first_look = False
 
-    def _count(self, info: ConsumerInfo) -> None:
-        assert info.ready_at_ms is not None
-        took_ms = info.ready_at_ms - self._asked_at.pop(info.id)
+    def _count(self, info: ConsumerInfo, ended_ms: int) -> None:
+        took_ms = ended_ms - self._asked_at.pop(info.id)
         self._counted.add(info.id)
         if not self._is_first_look and 0 <= took_ms <= LONGEST_MS:
             self._seconds.setdefault(info.pool, deque(maxlen=KEPT)).append(took_ms / 1000)
@@ -80,6 +83,16 @@ class Starts:
         if loads and None not in loads:
             return PRIOR_BESIDE_LOADING_SECONDS + sum(load for load in loads if load is not None)
         return PRIOR_SECONDS
+
+
+def _ended_ms(info: ConsumerInfo, *, now_ms: int) -> int | None:
+    """When its start ended; None where that is still to be seen."""
+    if info.ready_at_ms is None:
+        return None
+    claimed_ms = info.stats.get("first_claim_ms")
+    if isinstance(claimed_ms, int) and claimed_ms <= info.ready_at_ms + CLAIM_MS:
+        return claimed_ms
+    return info.ready_at_ms if now_ms > info.ready_at_ms + CLAIM_MS else None
 
 
 def ready_in_seconds(*, asked_at_ms: int, now_ms: int, usual_seconds: float) -> float:

@@ -109,6 +109,22 @@ def test_work_brings_its_model_and_sends_the_longest_unused_away(make: Callable[
     assert yard.line.meter.metrics.model_resident.labels("b@1")._value.get() == 0
 
 
+def test_the_first_claim_is_told_for_it_ends_the_cold_start(make: Callable[..., Yard]) -> None:
+    yard = make("a")
+
+    def told() -> Any:
+        return yard.line.meter.stats([], stages={})["first_claim_ms"]
+
+    yard.start()
+    assert told() is None
+    before = yard.line.store.now_ms()
+    yard.line.finish(yard.line.submit("a", [1]))
+    first = told()
+    assert before <= first <= yard.line.store.now_ms()
+    yard.line.finish(yard.line.submit("a", [2]))
+    assert told() == first
+
+
 def test_a_model_finishes_what_it_holds_before_it_leaves(make: Callable[..., Yard], monkeypatch: Any) -> None:
     yard = make("a", "b", room=4000)
     yard.start()
