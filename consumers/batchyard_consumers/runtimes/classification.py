@@ -52,16 +52,15 @@ class TextClassification(Pretrained):
 
     def forward(self, items: Sequence[Row]) -> tuple[torch.Tensor, Sequence[Row]]:
         """Logits [batch, labels], float32, on the CPU; and what was asked of each row."""
-        features = self._tokenizer.padded([row.ids for row in items], [row.types for row in items])
-        return self._logits(features), items
+        features = self._padded([row.ids for row in items], [row.types for row in items])
+        return self._logits(features, rows=len(items)), items
 
     def postprocess(self, outputs: tuple[torch.Tensor, Sequence[Row]]) -> Sequence[Any]:
         logits, rows = outputs
         return self._labelled(logits, [row.top for row in rows])
 
-    def samples(self, cost: int) -> list[Any]:
-        """Items to warm up with."""
-        return [Row(ids, ids * 0, None) for ids in self._tokenizer.samples(cost)]
+    def _sampled(self, rows: Sequence[Ids]) -> list[Any]:
+        return [Row(ids, ids * 0, None) for ids in rows]
 
 
 class Reranking(Pretrained):
@@ -103,8 +102,8 @@ class Reranking(Pretrained):
 
     def forward(self, items: Sequence[Sequence[Row]]) -> list[list[float]]:
         rows = [row for item in items for row in item]
-        features = self._tokenizer.padded([row.ids for row in rows], [row.types for row in rows])
-        logits = self._logits(features)[:, 0]
+        features = self._padded([row.ids for row in rows], [row.types for row in rows])
+        logits = self._logits(features, rows=len(rows))[:, 0]
         scores = iter((logits.sigmoid() if self._is_bounded else logits).tolist())
         return [[next(scores) for _ in item] for item in items]
 
@@ -121,9 +120,8 @@ class Reranking(Pretrained):
             seen, expected = seen.sigmoid(), expected.sigmoid()
         return 1.0 - float((seen - expected).abs().max())
 
-    def samples(self, cost: int) -> list[Any]:
-        """Items to warm up with."""
-        return [[Row(ids, ids * 0, None)] for ids in self._tokenizer.samples(cost)]
+    def _sampled(self, rows: Sequence[Ids]) -> list[Any]:
+        return [[Row(ids, ids * 0, None)] for ids in rows]
 
 
 def _text_or_pair(value: Any) -> str | tuple[str, str] | InvalidInput:

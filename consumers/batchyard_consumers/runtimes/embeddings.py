@@ -7,7 +7,7 @@ is not a plain text transformer goes the library's own way at forward, with its 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import torch
 
 from batchyard.errors import InvalidInput
 from batchyard.model import Model
-from batchyard_consumers.precision import InDtypes
+from batchyard_consumers.precision import InDtypes, narrow
 from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.sources import is_local
 from batchyard_consumers.runtimes.tokens import SAMPLE_TOKENS, Tokenizer, is_stateless, misfit
@@ -30,8 +30,9 @@ class SentenceEmbeddings(Model):
 
     input_schema: ClassVar[dict[str, Any]] = {"type": "string"}
     cost_unit: ClassVar[str] = "tokens"
-    dtypes = ("bfloat16", "float16")
+    dtypes = ("bfloat16", "float16", "int8")
     tolerance = 0.999
+    is_bucketed = False
 
     _encoder: Any
     _tokenizer: Tokenizer | None = None
@@ -55,7 +56,7 @@ class SentenceEmbeddings(Model):
         self._encoder.eval()
         if "max_seq_length" in options:
             self._encoder.max_seq_length = int(options["max_seq_length"])
-        self._in_dtypes = InDtypes(_with_narrow_transformer)
+        self._in_dtypes = InDtypes(device, _narrowed)
         self._device = device
         self._truncate_dim = self._encoder.truncate_dim
         if _is_plain_text(self._encoder):
@@ -81,7 +82,7 @@ class SentenceEmbeddings(Model):
     def forward(self, items: Sequence[Any]) -> torch.Tensor:
         """[batch, dimension], float32, on the CPU."""
         features = self._padded(items) if self._tokenizer is not None else self._by_library(items)
-        embeddings = self._encoder(features)["sentence_embedding"]
+        embeddings = self._encoder(features)["sentence_embedding"][: len(items)]
         if self._truncate_dim is not None:
             embeddings = embeddings[..., : self._truncate_dim]
         if self.options.get("normalize", False):
@@ -92,6 +93,17 @@ class SentenceEmbeddings(Model):
     def use_dtype(self, name: str, *, for_good: bool) -> None:
         """See `precision.py`."""
         self._encoder = self._in_dtypes.use(self._encoder, name, for_good=for_good)
+
+    @property
+    def compilable(self) -> Any:
+        """See `compiling.py`."""
+        return self._encoder[0].auto_model
+
+    def shapes(self, most: int) -> Iterable[list[Any]]:
+        """See `compiling.py`."""
+        if self._tokenizer is None:
+            return (self.samples(SAMPLE_TOKENS * rows) for rows in (1, 3))
+        return self._tokenizer.shapes(most, is_bucketed=self.is_bucketed)
 
     def proofs(self) -> list[Any]:
         return list(proofs.TEXTS)
@@ -108,7 +120,7 @@ class SentenceEmbeddings(Model):
 
     def _padded(self, items: Sequence[Any]) -> dict[str, Any]:
         assert self._tokenizer is not None
-        return {**self._tokenizer.padded(items), "modality": "text"}
+        return {**self._tokenizer.padded(items, is_bucketed=self.is_bucketed), "modality": "text"}
 
     def _by_library(self, texts: Sequence[str]) -> dict[str, Any]:
         features = self._encoder.preprocess(list(texts))
@@ -132,11 +144,11 @@ class SentenceEmbeddings(Model):
         return str(prompts[name] or "")
 
 
-def _with_narrow_transformer(encoder: Any, dtype: torch.dtype) -> Any:
+def _narrowed(encoder: Any, dtype: torch.dtype, device: str) -> Any:
     """A copy whose first module computes in that dtype; pooling and normalising stay in float32, so that rows of length
     1 are of length 1."""
     made = copy.deepcopy(encoder)
-    made[0].to(dtype)
+    narrow(made[0], dtype, device)
     made[0].register_forward_hook(_widened)
     return made
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -61,9 +61,8 @@ class ImageClassification(Pretrained):
     def forward(self, items: Sequence[Item]) -> tuple[torch.Tensor, list[int | None]]:
         """Logits [batch, labels], float32, on the CPU; and how many labels each image wants."""
         pixels = torch.stack([pixels for pixels, _ in items])
-        return self._logits({"pixel_values": pixels.to(self._device, self._module.dtype, non_blocking=True)}), [
-            top for _, top in items
-        ]
+        features = {"pixel_values": pixels.to(self._device, self._module.dtype, non_blocking=True)}
+        return self._logits(features, rows=len(items)), [top for _, top in items]
 
     def postprocess(self, outputs: tuple[torch.Tensor, list[int | None]]) -> Sequence[Any]:
         return self._labelled(*outputs)
@@ -77,6 +76,10 @@ class ImageClassification(Pretrained):
 
         pixels = self._pixels(Image.new("RGB", (64, 64)))
         return [(pixels, None)] * max(1, cost // self.cost((pixels, None)))
+
+    def shapes(self, most: int) -> Iterable[list[Any]]:
+        """One image, and several."""
+        return ([self.samples(1)[0]] * rows for rows in (1, 3))
 
     def _item(self, value: Any, top: int | None) -> Item | InvalidInput:
         from PIL import Image, UnidentifiedImageError

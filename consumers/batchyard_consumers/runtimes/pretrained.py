@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from batchyard.model import Model
 from batchyard_consumers.precision import InDtypes
 from batchyard_consumers.runtimes import proofs
 from batchyard_consumers.runtimes.sources import origin
-from batchyard_consumers.runtimes.tokens import Tokenizer, is_stateless
+from batchyard_consumers.runtimes.tokens import Ids, Tokenizer, is_stateless
 
 
 class Pretrained(Model):
@@ -27,8 +27,9 @@ class Pretrained(Model):
     """
 
     cost_unit = "tokens"
-    dtypes = ("bfloat16", "float16")
+    dtypes = ("bfloat16", "float16", "int8")
     tolerance = 0.99
+    is_bucketed = False
 
     _head: str
     """Name of the library's class that brings the head."""
@@ -43,6 +44,24 @@ class Pretrained(Model):
     def use_dtype(self, name: str, *, for_good: bool) -> None:
         """See `precision.py`."""
         self._module = self._in_dtypes.use(self._module, name, for_good=for_good)
+
+    @property
+    def compilable(self) -> Any:
+        """See `compiling.py`."""
+        return self._module
+
+    def shapes(self, most: int) -> Iterable[list[Any]]:
+        """See `compiling.py`."""
+        rows = self._tokenizer.shapes(most, is_bucketed=self.is_bucketed)
+        return (self._sampled(ids) for ids in rows)
+
+    def samples(self, cost: int) -> list[Any]:
+        """Items to warm up with."""
+        return self._sampled(self._tokenizer.samples(cost))
+
+    def _sampled(self, rows: Sequence[Ids]) -> list[Any]:
+        """Items of these tokens."""
+        raise NotImplementedError
 
     def proofs(self) -> list[Any]:
         return list(proofs.TEXTS)
@@ -61,7 +80,7 @@ class Pretrained(Model):
             .to(device)
             .eval()
         )
-        self._in_dtypes = InDtypes()
+        self._in_dtypes = InDtypes(device)
         names = self._module.config.id2label
         self._labels = [str(names[place]) for place in range(len(names))]
         self.concurrent_forward = not origin(self)["trust_remote_code"] and is_stateless(self._module)
@@ -76,10 +95,13 @@ class Pretrained(Model):
         limits = [limit for limit in (self.options.get("max_tokens"), places) if isinstance(limit, int) and limit > 0]
         return Tokenizer(tokenizer, max_tokens=min(limits, default=None), device=device)
 
-    def _logits(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _logits(self, features: dict[str, torch.Tensor], *, rows: int) -> torch.Tensor:
         """[rows, …, labels], float32, on the CPU."""
-        logits: torch.Tensor = self._module(**features).logits.float().cpu()
+        logits: torch.Tensor = self._module(**features).logits[:rows].float().cpu()
         return logits
+
+    def _padded(self, rows: Sequence[Ids], types: Sequence[Ids] | None = None) -> dict[str, torch.Tensor]:
+        return self._tokenizer.padded(rows, types, is_bucketed=self.is_bucketed)
 
     def _top(self, params: dict[str, Any]) -> int | None:
         """How many labels are wanted; None: the best alone, without a list. InvalidInput."""

@@ -44,7 +44,7 @@ class TokenClassification(Pretrained):
 
     def forward(self, items: Sequence[Text]) -> tuple[torch.Tensor, Sequence[Text]]:
         """Logits [batch, longest, labels], float32, on the CPU; and the texts."""
-        return self._logits(self._tokenizer.padded([item.ids for item in items])), items
+        return self._logits(self._padded([item.ids for item in items]), rows=len(items)), items
 
     def postprocess(self, outputs: tuple[torch.Tensor, Sequence[Text]]) -> Sequence[Any]:
         logits, texts = outputs
@@ -59,9 +59,8 @@ class TokenClassification(Pretrained):
         far = (reference[0].softmax(-1) - outputs[0].softmax(-1)).abs().amax(-1)
         return 1.0 - max(float(row[: len(text.ids)].max()) for row, text in zip(far, reference[1], strict=True))
 
-    def samples(self, cost: int) -> list[Any]:
-        """Items to warm up with."""
-        return [Text("", ids, [None] * len(ids)) for ids in self._tokenizer.samples(cost)]
+    def _sampled(self, rows: Sequence[Ids]) -> list[Any]:
+        return [Text("", ids, [None] * len(ids)) for ids in rows]
 
     def _entities(self, text: Text, places: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
         entities: list[tuple[str, list[float], int, int]] = []

@@ -10,7 +10,8 @@ import torch
 from batchyard.errors import ModelLoadError
 from batchyard.model import Model
 from batchyard_consumers import precision
-from batchyard_consumers.precision import Trial, choose, settle
+from batchyard_consumers.precision import Bench, Trial, choose, settle
+from batchyard_consumers.residents import size_of
 from batchyard_consumers.runtimes import proofs
 from tests.unit.consumers.test_embeddings import loaded as embedder
 from tests.unit.consumers.tiny import bert, labels, loaded, run
@@ -19,7 +20,7 @@ from tests.unit.consumers.tiny import bert, labels, loaded, run
 class Switching(Model):
     """Agrees and takes as long as it is told for each dtype."""
 
-    dtypes = ("bfloat16", "float16")
+    dtypes = ("bfloat16", "float16", "int8")
     tolerance = 0.9
 
     def __init__(self, agreements: dict[str, float]) -> None:
@@ -61,29 +62,30 @@ def test_the_fastest_that_agrees_is_chosen(others: list[Trial], expected: str) -
 
 
 def test_auto_tries_all_and_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Switching({"bfloat16": 0.95, "float16": 0.5})
+    model = Switching({"bfloat16": 0.95, "float16": 0.5, "int8": 0.95})
     model.dtype = "auto"
-    times = {"float32": 4.0, "bfloat16": 2.0, "float16": 1.0}
+    times = {"float32": 4.0, "bfloat16": 2.0, "float16": 1.0, "int8": 2.5}
     monkeypatch.setattr(precision, "run_alone", lambda model, *_: times[model.used[-1][0]])
     said = settle(model, name="m@1", device="cpu")
-    assert (
-        said == "bfloat16 (bfloat16 2.00 times as fast, agreement 0.9500; float16 4.00 times as fast, agreement 0.5000)"
+    assert said == (
+        "bfloat16 (bfloat16 2.00 times as fast, agreement 0.9500; float16 4.00 times as fast, agreement 0.5000; "
+        "int8 1.60 times as fast, agreement 0.9500)"
     )
     assert model.used[-1] == ("bfloat16", True)
     assert not any(for_good for _, for_good in model.used[:-1])
 
 
 def test_a_dtype_that_is_far_behind_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Switching({"bfloat16": 1.0, "float16": 1.0})
+    model = Switching({"bfloat16": 1.0, "float16": 1.0, "int8": 1.0})
     passes: list[str] = []
-    times = {"float32": 1.0, "bfloat16": 1.5, "float16": 9.0}
+    times = {"float32": 1.0, "bfloat16": 1.5, "float16": 9.0, "int8": 1.9}
 
     def run_alone(model: Switching, *_: object) -> float:
         passes.append(model.used[-1][0])
         return times[passes[-1]]
 
     monkeypatch.setattr(precision, "run_alone", run_alone)
-    assert [trial.seconds for trial in precision.try_all(model, "cpu")] == [1.0, 1.5, 9.0]
+    assert [trial.seconds for trial in Bench(model, "cpu").dtypes()] == [1.0, 1.5, 9.0, 1.9]
     assert passes.count("float16") == 1
     assert passes.count("float32") == passes.count("bfloat16") == precision.TRIALS
 
@@ -95,6 +97,16 @@ def test_a_dtype_that_is_named_is_used_untried() -> None:
     assert model.used == [("float16", True)]
 
 
+def test_int8_is_proven_even_where_it_is_named() -> None:
+    model = Switching({"int8": 0.85})
+    model.dtype = "int8"
+    with pytest.raises(ModelLoadError, match=r"m@1: with dtype 'int8' it agrees with float32 to 0\.8500, and 0\.9 is"):
+        settle(model, name="m@1", device="cpu")
+    model.options = {"tolerance": 0.8}
+    assert settle(model, name="m@1", device="cpu") == "int8 (agreement 0.8500)"
+    assert model.used[-1] == ("int8", True)
+
+
 def test_a_dtype_that_the_model_has_not_is_refused() -> None:
     model = Model()
     model.dtype = "bfloat16"
@@ -104,16 +116,23 @@ def test_a_dtype_that_the_model_has_not_is_refused() -> None:
     assert settle(model, name="m@1", device="cpu") == "float32"
 
 
-def test_embeddings_in_bfloat16_stay_close() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_narrow_embeddings_stay_close(dtype: str) -> None:
     model = embedder()
+    before = size_of(model)
     expected = torch.tensor(model._encoder.encode(list(proofs.TEXTS)))
-    model.dtype = "bfloat16"
+    model.dtype = dtype
     settle(model, name="m@1", device="cpu")
+    assert size_of(model) < (0.56 if dtype == "bfloat16" else 0.68) * before  # half of it are words, which stay words
     found = torch.stack(run(model, list(proofs.TEXTS)))
     assert found.dtype == torch.float32
     assert model.agreement(expected, found) >= model.tolerance
     assert not torch.equal(expected, found)
     assert (found.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_proofs_are_of_every_length() -> None:
+    model = embedder()
     lengths = [model.cost(item) for item in model.preprocess(list(proofs.TEXTS), {})]
     assert min(lengths) < 8
     assert max(lengths) > 150
@@ -130,8 +149,8 @@ HEADS = {
 def test_auto_proves_every_head(runtime: str, tmp_path: Path) -> None:
     head, config = HEADS[runtime]
     model = loaded(runtime, bert(tmp_path, head, **config))
-    trials = precision.try_all(model, "cpu")
-    assert [trial.dtype for trial in trials] == ["float32", "bfloat16", "float16"]
+    trials = Bench(model, "cpu").dtypes()
+    assert [trial.dtype for trial in trials] == ["float32", "bfloat16", "float16", "int8"]
     assert trials[0].agreement == 1.0
     assert all(0.5 < trial.agreement < 1.0 for trial in trials[1:])
 
@@ -139,6 +158,6 @@ def test_auto_proves_every_head(runtime: str, tmp_path: Path) -> None:
 def test_auto_proves_images(tmp_path: Path) -> None:
     from tests.unit.consumers.test_runtimes import vit
 
-    trials = precision.try_all(loaded("image-classification", vit(tmp_path)), "cpu")
+    trials = Bench(loaded("image-classification", vit(tmp_path)), "cpu").dtypes()
     assert trials[0].agreement == 1.0
     assert all(0.5 < trial.agreement < 1.0 for trial in trials[1:])
