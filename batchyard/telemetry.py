@@ -2,8 +2,8 @@
 
 Metrics are Prometheus's. A process makes one registry with `new_registry()` and, on it, the class of its kind:
 `ApiMetrics`, `DispatcherMetrics`, `ConsumerMetrics`. What the database knows (backlog, ages, consumers) is read at the
-moment of a scrape by `StoreCollector`, and what consumers count reaches the API as `snapshot(registry)` in their
-heartbeats and is shown again by it, with the labels `consumer` and `pool`.
+moment of a scrape by `StoreCollector`, and what consumers count reaches the API in their heartbeats and is shown again
+by it, with the labels `consumer` and `pool`. `exposition.py` writes all of it.
 
 Units stand in the names; `cost` is in the model's own unit. Labels are bounded: `model` is `model@version`, and no
 label holds a tenant, an id of a job or anything else that users choose freely.
@@ -12,7 +12,6 @@ label holds a tenant, an id of a job or anything else that users choose freely.
 from __future__ import annotations
 
 import bisect
-import logging
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,18 +27,14 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
     from prometheus_client.metrics_core import Metric
 
+    from batchyard.exposition import Family
     from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision, PoolOverride, SpendRow
-
-_log = logging.getLogger(__name__)
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 """Buckets of every duration."""
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
 """Buckets of every number of jobs."""
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of what `render` returns."""
 
 
 def new_registry() -> CollectorRegistry:
@@ -48,13 +43,6 @@ def new_registry() -> CollectorRegistry:
 
     disable_created_metrics()  # type: ignore[no-untyped-call]
     return CollectorRegistry(auto_describe=False)
-
-
-def render(registry: CollectorRegistry) -> bytes:
-    """The text that a scrape answers."""
-    from prometheus_client import generate_latest
-
-    return generate_latest(registry)
 
 
 class _Maker:
@@ -187,7 +175,12 @@ class ConsumerMetrics:
             "outcome",
         )
         self.released_jobs = make.counter("jobs_released_total", "Jobs handed back unfinished, by reason", "reason")
-        self.batches = make.counter("batches_total", "Forward passes", "model")
+        self.batches = make.counter(
+            "batches_total",
+            "Forward passes; closed says why nothing more joined: full, items, outlier, drained, suspect; or step",
+            "model",
+            "closed",
+        )
         self.batch_jobs = make.histogram("batch_size_jobs", "Jobs in one forward pass", "model", buckets=SIZES)
         self.batch_cost = make.counter(
             "batch_cost_total", "Cost of what went through forward passes; kind is useful or padding", "model", "kind"
@@ -292,20 +285,23 @@ class StoreCollector:
     def __init__(self, store: _Readable) -> None:
         self._store = store
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """Without a database only the word that it is away: the process's own metrics are wanted most just then."""
-        from prometheus_client.core import GaugeMetricFamily
+        from batchyard.exposition import Family
 
-        about = "1 where the database answered this scrape"
+        is_up = Family("batchyard_database_up", "1 where the database answered this scrape")
+        known: list[Family] = []
         try:
             known = list(self._read())
+            is_up.add((), 1)
         except Unavailable:
-            yield GaugeMetricFamily("batchyard_database_up", about, value=0)
-            return
-        yield GaugeMetricFamily("batchyard_database_up", about, value=1)
+            is_up.add((), 0)
+        yield is_up
         yield from known
 
-    def _read(self) -> Iterator[Metric]:
+    def _read(self) -> Iterator[Family]:
+        from batchyard.exposition import reemit
+
         models = self._store.models()
         consumers = self._store.consumers()
         yield from _backlog(models, self._store.backlog())
@@ -327,15 +323,13 @@ class StoreCollector:
         )
 
 
-def _backlog(models: Iterable[ModelVersion], rows: Iterable[BacklogRow]) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily
+def _backlog(models: Iterable[ModelVersion], rows: Iterable[BacklogRow]) -> Iterator[Family]:
+    from batchyard.exposition import Family
 
     labels = ("model", "lane", "state")
-    jobs = GaugeMetricFamily(
-        "batchyard_backlog_jobs", "Jobs by queue and state; finished ones until retired", labels=labels
-    )
-    cost = GaugeMetricFamily("batchyard_backlog_cost", "Their estimated cost, in the model's unit", labels=labels)
-    seconds = GaugeMetricFamily(
+    jobs = Family("batchyard_backlog_jobs", "Jobs by queue and state; finished ones until retired", labels=labels)
+    cost = Family("batchyard_backlog_cost", "Their estimated cost, in the model's unit", labels=labels)
+    seconds = Family(
         "batchyard_backlog_seconds",
         "Seconds of one consumer's time that unfinished jobs need",
         labels=("model", "lane"),
@@ -351,175 +345,132 @@ def _backlog(models: Iterable[ModelVersion], rows: Iterable[BacklogRow]) -> Iter
             for state in State:
                 counted = sums.get((queue_id, state), (0, 0))
                 pending += 0 if state.is_terminal else counted[1]
-                jobs.add_metric((version.name, lane.word, state.word), counted[0])
-                cost.add_metric((version.name, lane.word, state.word), counted[1])
+                jobs.add((version.name, lane.word, state.word), counted[0])
+                cost.add((version.name, lane.word, state.word), counted[1])
             if version.seconds_per_unit is not None:
-                seconds.add_metric((version.name, lane.word), pending * version.seconds_per_unit)
+                seconds.add((version.name, lane.word), pending * version.seconds_per_unit)
     yield jobs
     yield cost
     yield seconds
 
 
-def _queues(models: Iterable[ModelVersion], *, oldest_ms: Mapping[int, int], now_ms: int) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily
+def _queues(models: Iterable[ModelVersion], *, oldest_ms: Mapping[int, int], now_ms: int) -> Iterator[Family]:
+    from batchyard.exposition import Family
 
     labels = ("model", "lane")
-    ages = GaugeMetricFamily(
-        "batchyard_oldest_queued_seconds", "Age of the oldest queued job, 0 without one", labels=labels
-    )
-    paused = GaugeMetricFamily("batchyard_queue_paused", "1 where the queue is paused", labels=labels)
+    ages = Family("batchyard_oldest_queued_seconds", "Age of the oldest queued job, 0 without one", labels=labels)
+    paused = Family("batchyard_queue_paused", "1 where the queue is paused", labels=labels)
     for version in models:
         for lane, queue_id in version.queue_ids.items():
             created = oldest_ms.get(queue_id)
-            ages.add_metric((version.name, lane.word), 0.0 if created is None else max(0, now_ms - created) / 1000)
-            paused.add_metric((version.name, lane.word), float(Lane(lane) in version.paused))
+            ages.add((version.name, lane.word), 0.0 if created is None else max(0, now_ms - created) / 1000)
+            paused.add((version.name, lane.word), float(Lane(lane) in version.paused))
     yield ages
     yield paused
 
 
-def _population(consumers: Iterable[ConsumerInfo]) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
+def _population(consumers: Iterable[ConsumerInfo]) -> Family:
+    from batchyard.exposition import Family
 
-    family = GaugeMetricFamily(
+    family = Family(
         "batchyard_consumers",
         "Consumers by pool and state; gone and dead ones of the last hour",
         labels=("pool", "state"),
     )
     for key, number in Tally((consumer.pool, consumer.state) for consumer in consumers).items():
-        family.add_metric(key, number)
+        family.add(key, number)
     return family
 
 
-def _decided(decisions: Iterable[PoolDecision], *, now_ms: int) -> Iterator[Metric]:
+def _decided(decisions: Iterable[PoolDecision], *, now_ms: int) -> Iterator[Family]:
     """What was decided, and upon what; nothing of a pool whose decision is stale."""
-    from prometheus_client.core import GaugeMetricFamily
+    from batchyard.exposition import Family
 
     labels = ("pool",)
-    desired = GaugeMetricFamily(DESIRED_REPLICAS, "Replicas decided for a pool; absent once stale", labels=labels)
-    rules = GaugeMetricFamily(
-        "batchyard_decision_rule", "1 with the rule that decided about a pool", labels=("pool", "rule")
-    )
-    due = GaugeMetricFamily(
+    desired = Family(DESIRED_REPLICAS, "Replicas decided for a pool; absent once stale", labels=labels)
+    rules = Family("batchyard_decision_rule", "1 with the rule that decided about a pool", labels=("pool", "rule"))
+    due = Family(
         "batchyard_binding_deadline_seconds",
         "Until the deadline that asked for the most replicas; absent without one",
         labels=labels,
     )
-    late = GaugeMetricFamily(
-        "batchyard_unmeetable_jobs", "Due before any replica that is not there yet could help", labels=labels
-    )
-    work = GaugeMetricFamily(
-        "batchyard_pool_backlog_seconds", "Of one consumer's time, as far as speeds are known", labels=labels
-    )
+    late = Family("batchyard_unmeetable_jobs", "Due before any replica that is not there yet could help", labels=labels)
+    work = Family("batchyard_pool_backlog_seconds", "Of one consumer's time, as far as speeds are known", labels=labels)
     for made in decisions:
         if made.is_stale(now_ms=now_ms):
             continue
         key = (made.pool,)
-        desired.add_metric(key, made.replicas)
-        rules.add_metric((made.pool, made.rule or "unknown"), 1)
-        late.add_metric(key, made.unmeetable_jobs)
+        desired.add(key, made.replicas)
+        rules.add((made.pool, made.rule or "unknown"), 1)
+        late.add(key, made.unmeetable_jobs)
         if made.binding_deadline_ms is not None:
-            due.add_metric(key, (made.binding_deadline_ms - now_ms) / 1000)
+            due.add(key, (made.binding_deadline_ms - now_ms) / 1000)
         if made.backlog_seconds is not None:
-            work.add_metric(key, made.backlog_seconds)
+            work.add(key, made.backlog_seconds)
     yield from (desired, rules, due, late, work)
 
 
-def _set_by_hand(overrides: Mapping[str, PoolOverride]) -> Metric:
-    from prometheus_client.core import GaugeMetricFamily
+def _set_by_hand(overrides: Mapping[str, PoolOverride]) -> Family:
+    from batchyard.exposition import Family
 
-    family = GaugeMetricFamily(
-        "batchyard_pool_override", "1 where a pool is paused or pinned by hand", labels=("pool", "kind")
-    )
+    family = Family("batchyard_pool_override", "1 where a pool is paused or pinned by hand", labels=("pool", "kind"))
     for name, override in overrides.items():
-        family.add_metric((name, "paused"), float(override.is_paused))
-        family.add_metric((name, "pinned"), float(override.pinned is not None))
+        family.add((name, "paused"), float(override.is_paused))
+        family.add((name, "pinned"), float(override.pinned is not None))
     return family
 
 
-def _spent(rows: Iterable[SpendRow]) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily
+def _spent(rows: Iterable[SpendRow]) -> Iterator[Family]:
+    from batchyard.exposition import Family
 
     sums: dict[str, list[float]] = {}
     for row in rows:
         entry = sums.setdefault(row.pool, [0.0, 0.0])
         entry[0] += row.replica_seconds
         entry[1] += row.dollars
-    seconds = GaugeMetricFamily("batchyard_pool_replica_seconds", "Of consumers, this month (UTC)", labels=("pool",))
-    dollars = GaugeMetricFamily(
+    seconds = Family("batchyard_pool_replica_seconds", "Of consumers, this month (UTC)", labels=("pool",))
+    dollars = Family(
         "batchyard_pool_cost_dollars", "Of consumers, this month (UTC), at the pools' prices", labels=("pool",)
     )
     for pool, (took, cost) in sums.items():
-        seconds.add_metric((pool,), took)
-        dollars.add_metric((pool,), cost)
+        seconds.add((pool,), took)
+        dollars.add((pool,), cost)
     yield seconds
     yield dollars
 
 
-def _preemptions(consumers: Iterable[ConsumerInfo]) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily
+def _preemptions(consumers: Iterable[ConsumerInfo]) -> Iterator[Family]:
+    from batchyard.exposition import Family
 
-    family = GaugeMetricFamily(
+    family = Family(
         "batchyard_preempted_consumers",
         "Consumers that were preempted, of those there and those that left within the last hour",
         labels=("pool", "zone"),
     )
     lost = Tally((info.pool, info.zone) for info in consumers if info.preempted_at_ms is not None)
     for key, number in lost.items():
-        family.add_metric(key, number)
+        family.add(key, number)
     yield family
 
 
-def _learned(learned: Mapping[str, Any]) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily
+def _learned(learned: Mapping[str, Any]) -> Iterator[Family]:
+    from batchyard.exposition import Family
 
-    starts = GaugeMetricFamily(
+    starts = Family(
         "batchyard_cold_start_seconds",
         "From the decision to start a consumer until its first claim, of recent starts",
         labels=("pool", "quantile"),
     )
     for pool, seconds in learned.get("starts", {}).items():
         for share in (0.5, 0.9):
-            starts.add_metric((pool, f"{share:g}"), quantile(seconds, share))
-    speeds = GaugeMetricFamily(
+            starts.add((pool, f"{share:g}"), quantile(seconds, share))
+    speeds = Family(
         "batchyard_seconds_per_unit",
         "Of cost, by class of hardware: median of what consumers measured last",
         labels=("model", "hardware"),
     )
     for key, told in learned.get("speeds", {}).items():
         model, _, hardware = key.partition(" ")
-        speeds.add_metric((model, hardware), quantile(list(told.values()), 0.5))
+        speeds.add((model, hardware), quantile(list(told.values()), 0.5))
     yield starts
     yield speeds
-
-
-# --- consumers' metrics, by way of their heartbeats -----------------------------------------------------------------
-
-Snapshot = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
-"""Per metric: name, kind, what it is about, and its samples as (name, labels, value). Survives JSON."""
-
-
-def snapshot(registry: CollectorRegistry) -> Snapshot:
-    """All that a registry counts, as plain values."""
-    return [
-        (family.name, family.type, family.documentation, [(s.name, dict(s.labels), s.value) for s in family.samples])
-        for family in registry.collect()
-    ]
-
-
-def reemit(sources: Iterable[tuple[Mapping[str, str], Iterable[Sequence[Any]]]]) -> Iterator[Metric]:
-    """Merge snapshots of several processes into metrics, each process's samples under labels of its own.
-
-    What does not read as a snapshot is left out: a scrape never fails over what one consumer reported.
-    """
-    from prometheus_client.metrics_core import Metric
-
-    merged: dict[str, Metric] = {}
-    for labels, families in sources:
-        try:
-            for name, kind, about, samples in families:
-                family = merged.get(name) or merged.setdefault(name, Metric(name, about, kind))
-                for sample, own, value in samples:
-                    family.add_sample(sample, {**own, **labels}, float(value))
-        except (TypeError, ValueError):
-            log_event(_log, "consumer_samples_unreadable", level=logging.WARNING, source=dict(labels))
-    yield from merged.values()

@@ -6,12 +6,41 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from batchyard.exposition import snapshot
 from batchyard.jobs import ClaimedJob, Outcome, State
-from batchyard.telemetry import ConsumerMetrics, new_registry, observe_counts, snapshot
+from batchyard.telemetry import ConsumerMetrics, new_registry, observe_counts
 from batchyard_consumers.held import Batch
 from batchyard_consumers.served import Served
+
+
+@dataclass
+class Batches:
+    """What went through the device of one version, so far."""
+
+    cost: int = 0
+    padded_cost: int = 0
+    budget: int = 0
+    closed: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+
+    def add(self, batch: Batch) -> None:
+        self.cost += batch.cost
+        self.padded_cost += batch.padded_cost
+        self.budget += max(batch.served.speed.budget, batch.padded_cost)
+        self.closed[batch.reason] += 1
+
+    def told(self) -> dict[str, Any]:
+        """How full batches were, what part of them was padding, and why each closed."""
+        if not self.closed:
+            return {}
+        return {
+            "fill": round(self.padded_cost / self.budget, 4),
+            "padding": round(1 - self.cost / self.padded_cost, 4),
+            "closed": dict(self.closed),
+        }
 
 
 class Meter:
@@ -22,13 +51,13 @@ class Meter:
         self.metrics = ConsumerMetrics(self.registry)
         self._started = time.monotonic()
         self._finished: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
+        self._batches: defaultdict[str, Batches] = defaultdict(Batches)
         self._shared: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._lock = threading.Lock()
-        """Of `_shared`."""
+        """Of `_shared`, `_batches` and `_busy_seconds`."""
         self._busy_seconds = 0.0
-        self._last: tuple[float, float, int] = (self._started, 0.0, 0)
         self._first_claim_ms: int | None = None
+        self._last: tuple[float, float, int] = (self._started, 0.0, 0)
 
     @property
     def busy_seconds(self) -> float:
@@ -60,23 +89,25 @@ class Meter:
 
     def ran(self, batch: Batch) -> None:
         name, jobs = batch.served.name, len(batch.jobs)
-        self.metrics.batches.labels(name).inc()
+        self.metrics.batches.labels(name, batch.reason).inc()
         self.metrics.batch_jobs.labels(name).observe(jobs)
         self.metrics.batch_cost.labels(name, "useful").inc(batch.cost)
         self.metrics.batch_cost.labels(name, "padding").inc(batch.padded_cost - batch.cost)
         self.metrics.batch_wait_seconds.labels(name).observe(batch.waited_seconds)
         self.metrics.forward_seconds.labels(name).observe(batch.seconds)
         self.metrics.device_busy_seconds.inc(batch.device_seconds)
-        self._busy_seconds += batch.device_seconds
-        self._reasons[batch.reason] += 1
+        with self._lock:
+            self._busy_seconds += batch.device_seconds
+            self._batches[name].add(batch)
 
     def stepped(self, served: Served, *, jobs: int, seconds: float) -> None:
         """A continuous model went on with so many jobs inside."""
-        self.metrics.batches.labels(served.name).inc()
+        self.metrics.batches.labels(served.name, "step").inc()
         self.metrics.batch_jobs.labels(served.name).observe(jobs)
         self.metrics.forward_seconds.labels(served.name).observe(seconds)
         self.metrics.device_busy_seconds.inc(seconds)
-        self._busy_seconds += seconds
+        with self._lock:
+            self._busy_seconds += seconds
 
     def persisted(self, outcomes: Sequence[Outcome], *, seconds: float) -> None:
         self.metrics.persist_seconds.observe(seconds)
@@ -109,10 +140,12 @@ class Meter:
             "jobs_per_second": round((done - done_then) / elapsed, 1),
             "device_busy": round(min(1.0, (busy - busy_then) / elapsed), 3),
             "finished": dict(self._finished),
-            "closed_batches": dict(self._reasons),
             "first_claim_ms": self._first_claim_ms,
             "held": stages,
-            "models": {served.name: _of_model(served, self._shared[served.name]) for served in versions},
+            "models": {
+                served.name: {**_of_model(served, self._shared[served.name]), **self._batches[served.name].told()}
+                for served in versions
+            },
             "samples": snapshot(self.registry),
         }
 

@@ -2,19 +2,22 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchyard import telemetry
+from batchyard import exposition, telemetry
 from batchyard.jobs import Lane, State
 from batchyard.keda import DESIRED_REPLICAS
 from batchyard.store.base import BacklogRow, ConsumerInfo, ModelVersion, PoolDecision, PoolOverride, SpendRow
 
 
 def shown(registry: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = telemetry.render(registry).decode()
+    text = exposition.render(registry).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -30,7 +33,7 @@ def test_every_metric_has_the_prefix_and_a_unit_or_a_plain_count() -> None:
     names = [family.name for family in registry.collect()]
     assert len(names) == len(set(names))
     assert all(name.startswith("batchyard_") for name in names)
-    telemetry.render(registry)
+    exposition.render(registry)
 
 
 @pytest.mark.parametrize("values", [[], [0.001], [0.0, 0.0011, 5.0, 1e9], [0.3] * 1000])
@@ -61,7 +64,7 @@ def test_a_snapshot_is_shown_again_under_the_consumers_labels() -> None:
     consumer = telemetry.ConsumerMetrics(registry)
     consumer.claims.labels("idle").inc(3)
     consumer.forward_seconds.labels("m@1").observe(0.02)
-    travelled = json.loads(json.dumps(telemetry.snapshot(registry)))
+    travelled = json.loads(json.dumps(exposition.snapshot(registry)))
     api = telemetry.new_registry()
     api.register(Fleet(travelled))
     samples = shown(api)
@@ -73,10 +76,38 @@ def test_a_snapshot_is_shown_again_under_the_consumers_labels() -> None:
 
 
 def test_an_unreadable_snapshot_harms_nobody_else() -> None:
-    good = [["batchyard_x", "gauge", "x", [["batchyard_x", {}, 1.0]]]]
-    for bad in (None, 5, [1], [["a", "gauge"]], [["batchyard_x", "gauge", "x", [["batchyard_x", {}, "one"]]]]):
-        families = list(telemetry.reemit([({"consumer": "a"}, bad), ({"consumer": "b"}, good)]))  # type: ignore[list-item]
-        assert [s.labels for family in families for s in family.samples] == [{"consumer": "b"}]
+    good = [["batchyard_x", "gauge", "x", [["batchyard_x", "", 1.0]]]]
+    unread = (["batchyard_x", "", "one"], ["batchyard_x", {"labels": "as a mapping"}, 1.0])
+    for bad in (None, 5, [1], [["a", "gauge"]], *([["batchyard_x", "gauge", "x", [sample]]] for sample in unread)):
+        families = list(exposition.reemit([({"consumer": "a"}, bad), ({"consumer": "b"}, good)]))  # type: ignore[list-item]
+        assert [line for family in families for line in family.lines[1:]] == ['batchyard_x{consumer="b"} 1.0\n']
+
+
+@pytest.mark.parametrize("value", [0, 2, 0.1, 1e-9, 1e20, math.inf, -math.inf])
+@pytest.mark.parametrize("text", ["", "plain", 'a "quoted"\nline', "back\\slash", "ünï{}%s,="])
+def test_what_is_written_directly_reads_as_what_prometheus_writes(text: str, value: float) -> None:
+    family = exposition.Family("batchyard_x", f"About {text}", labels=("one", "other"))
+    family.add((text, "b"), value)
+    theirs = GaugeMetricFamily("batchyard_x", f"About {text}", labels=("one", "other"))
+    theirs.add_metric((text, "b"), value)
+    written, expected = (
+        list(text_string_to_metric_families(exposition.render(registry_of(each)).decode())) for each in (family, theirs)
+    )
+    assert written == expected
+
+
+def registry_of(*families: Metric) -> CollectorRegistry:
+    registry = telemetry.new_registry()
+    registry.register(Collected(families))
+    return registry
+
+
+class Collected:
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
 
 
 class Fleet:
@@ -86,7 +117,7 @@ class Fleet:
         self._families = families
 
     def collect(self) -> Any:
-        return telemetry.reemit([({"consumer": name, "pool": "p"}, self._families) for name in "ab"])
+        return exposition.reemit([({"consumer": name, "pool": "p"}, self._families) for name in "ab"])
 
 
 class Store:
@@ -138,7 +169,7 @@ class Store:
                 capacity="spot",
                 state=state,
                 queue_ids=(1,),
-                stats={"samples": [["batchyard_x", "gauge", "x", [["batchyard_x", {}, number]]]]},
+                stats={"samples": [["batchyard_x", "gauge", "x", [["batchyard_x", "", number]]]]},
                 started_at_ms=0,
                 ready_at_ms=0,
                 lease_until_ms=0,

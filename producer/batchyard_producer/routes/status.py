@@ -6,7 +6,7 @@ from importlib import metadata
 
 from starlette.responses import Response
 
-from batchyard import schemas, telemetry
+from batchyard import exposition, schemas
 from batchyard.catalog import QueueLoad
 from batchyard.jobs import State
 from batchyard.rendering import age_seconds
@@ -85,8 +85,8 @@ async def readyz(asked: Asked) -> Response:
 
 
 async def metrics(asked: Asked) -> Response:
-    body = await asked.services.call(telemetry.render, asked.services.registry)
-    return Response(body, headers={"content-type": telemetry.CONTENT_TYPE})
+    body = await asked.services.call(exposition.render, asked.services.registry)
+    return Response(body, headers={"content-type": exposition.CONTENT_TYPE})
 
 
 CALLS = (

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from batchyard import telemetry
+from batchyard import exposition, telemetry
 from batchyard.jobs import format_id
 from tests.services.api.yard import Yard
 
@@ -84,7 +84,7 @@ def test_what_consumers_report_is_shown(yard: Yard) -> None:
     registry = telemetry.new_registry()
     consumer = telemetry.ConsumerMetrics(registry)
     consumer.batch_jobs.labels("echo@1").observe(32)
-    stats = {"models": {"echo@1": {"loaded": True}}, "samples": telemetry.snapshot(registry)}
+    stats = {"models": {"echo@1": {"loaded": True}}, "samples": exposition.snapshot(registry)}
     yard.store.renew(yard.owner, lease_ms=600_000, state="ready", stats=stats)
     until(lambda: yard.client.get("/v1/models/echo").json()["versions"][0]["warm"], bool)
     families = {family.name: family for family in text_string_to_metric_families(yard.client.get("/metrics").text)}
