@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable
 from typing import Any
 
@@ -177,8 +177,9 @@ def batches_of(consumers: Iterable[schemas.Consumer]) -> dict[str, list[dict[str
 def batches_table(found: dict[str, list[dict[str, Any]]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("batches of")
-    for name in ("batches", "jobs in one", "budget", "mean cost", "per job"):
+    for name in ("batches", "jobs in one", "budget", "fill", "padding", "mean cost", "per job"):
         table.add_column(name, justify="right")
+    table.add_column("closed")
     for name, stats in sorted(found.items()):
         total = sum(each["batches"] for each in stats)
         mean = sum(each["batches"] * (_number(each.get("batch_size")) or 0.0) for each in stats) / total
@@ -189,10 +190,23 @@ def batches_table(found: dict[str, list[dict[str, Any]]]) -> Table:
             count(total),
             f"{mean:,.1f}",
             count(_number(first.get("budget"))),
+            percent(_number(first.get("fill"))),
+            percent(_number(first.get("padding"))),
             count(_number(first.get("mean_cost"))),
             "–" if per_job is None else f"{per_job * 1000:,.2f} ms",
+            _closed(stats),
         )
     return table
+
+
+def _closed(stats: list[dict[str, Any]]) -> str:
+    """Why batches closed, the most frequent reason first."""
+    counts: Counter[str] = Counter()
+    for each in stats:
+        reasons = each.get("closed")
+        counts.update({str(reason): number for reason, number in reasons.items()} if isinstance(reasons, dict) else {})
+    total = sum(counts.values())
+    return ", ".join(f"{reason} {percent(number / total)}" for reason, number in counts.most_common())
 
 
 def cached_by(consumers: Iterable[schemas.Consumer]) -> dict[str, tuple[float, float]]:

@@ -46,7 +46,7 @@ def _words(error: BaseException) -> str:
 def caught(error: BaseException) -> Exception:
     """What a model raised, as something that may be kept: `sys.exit()` and what native libraries raise when they panic
     derive from BaseException, and would end a stage for the fault of one input. Not for where Ctrl-C may come."""
-    return error if isinstance(error, Exception) else ModelError(in_a_line(error))
+    return error if isinstance(error, Exception) else ModelError(in_a_line(error)).with_traceback(error.__traceback__)
 
 
 _NO_MEMORY = re.compile(r"(CUDA|HIP|MPS)\b.*out of memory|can't allocate memory|_STATUS_ALLOC_FAILED")

@@ -28,7 +28,17 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
             "jobs_per_second": 271.0,
             "device_busy": 0.97,
             "held": {"pool": 30, "device": 2},
-            "models": {"minilm@1": {"batches": 10, "batch_size": 31.5, "budget": 1024, "seconds_per_job": 0.0035}},
+            "models": {
+                "minilm@1": {
+                    "batches": 10,
+                    "batch_size": 31.5,
+                    "budget": 1024,
+                    "seconds_per_job": 0.0035,
+                    "fill": 0.875,
+                    "padding": 0.02,
+                    "closed": {"drained": 2, "full": 8},
+                }
+            },
         },
     )
     decision = schemas.PoolScale(
@@ -65,7 +75,17 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
     Console(file=out, width=160).print(dashboard(status))
 
     shown = out.getvalue()
-    for words in ("1,234,567", "271/s", "97 %", "bad@1 cannot be loaded: no such file", "31.5", "1,024", "3.50 ms"):
+    for words in (
+        "1,234,567",
+        "271/s",
+        "97 %",
+        "bad@1 cannot be loaded: no such file",
+        "31.5",
+        "1,024",
+        "3.50 ms",
+        "88 %",
+        "full 80 %, drained 20 %",
+    ):
         assert words in shown
     assert "  2: 9 jobs (3.0 s ago)" in shown
     assert "  stale: 2: hold: 9 jobs (1 h 2 min ago)" in shown

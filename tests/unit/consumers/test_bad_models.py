@@ -116,8 +116,6 @@ def test_the_search_takes_few_passes(guilty: set[int]) -> None:
     with Line({"model": Choosy()}, budget=1000) as line:
         views = line.finish(line.submit("model", list(range(1000))))
         assert codes_of(views) == dict.fromkeys(guilty, "model_error")
-        whole = line.meter.metrics.batches.labels("model@1")._value.get() - passes
-        assert whole == 0
         batches = 1000 / 128 + 1
         assert passes <= batches + 2 * len(guilty) * math.log2(1000)
 

@@ -47,6 +47,14 @@ def test_batches_hold_neighbours_in_length_within_the_budget() -> None:
         padding = sum(max(batch) * len(batch) for batch in seen) / sum(map(sum, seen))
         assert padding < 1.35
         assert [view.cost for view in views] == [len(text) for text in texts]
+        until(lambda: line.pipeline.holding.jobs == 0)
+        told = line.meter.stats(list(line.served.values()), stages={})["models"]["lengths@1"]
+        assert sum(told["closed"].values()) == len(seen)
+        assert set(told["closed"]) <= {"full", "outlier", "drained"}
+        assert told["padding"] == pytest.approx(1 - 1 / padding, abs=0.001)
+        assert 0.5 < told["fill"] <= 1
+        samples = line.meter.metrics.batches.labels("lengths@1", "full")._value.get()
+        assert samples == told["closed"].get("full", 0) > 0
 
 
 def test_several_models_share_a_consumer() -> None:
