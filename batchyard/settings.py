@@ -260,6 +260,8 @@ class KubernetesSettings:
     namespace: str = "batchyard"
     version: str = "1.35"
     """Of Kubernetes. Below 1.33 its autoscaler ignores changes within a tenth."""
+    keda_version: str = "2.20"
+    """Below 2.18 its ScaledObjects have no tolerance, below 2.17 no fallback to the replicas that are there."""
     preset: Literal["none", "karpenter", "eks", "gke", "aks"] = "none"
     """Whose labels and taints tell spot nodes and GPUs."""
     image: str = "batchyard-{role}:{version}"

@@ -271,6 +271,7 @@ RULES: Mapping[str, Rule] = {
         "taints, each KEY=VALUE:EFFECT or KEY:EFFECT, the effect NoSchedule, PreferNoSchedule or NoExecute",
     ),
     "kubernetes.namespace": matching(_LABEL, "a namespace: at most 63 lower-case letters, digits and dashes"),
+    "kubernetes.keda_version": matching(r"2\.\d{1,2}", 'a minor version of KEDA, such as "2.20"'),
     "kubernetes.version": matching(r"1\.\d{2}", 'a minor version of Kubernetes, such as "1.35"'),
     "kubernetes.image": matching(
         r"([^{}\s]|\{version\})*\{role\}([^{}\s]|\{version\})*",

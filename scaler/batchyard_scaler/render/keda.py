@@ -23,9 +23,10 @@ def scaled_object(settings: Settings, pool: PoolSettings) -> Document:
     scaler's decision has all that in it. Where the decision cannot be had, the replicas that are there stay.
 
     That takes a fallback of at least one replica, though no more than those there are asked for: with 0, KEDA takes an
-    error for idleness and ends them all.
+    error for idleness and ends them all. A KEDA that knows no such fallback does nothing on an error where it has none.
     """
     name = consumer_name(pool)
+    fallback = {"failureThreshold": FAILURES, "replicas": max(1, pool.min), "behavior": "currentReplicas"}
     return document(
         "ScaledObject",
         api="keda.sh/v1alpha1",
@@ -38,7 +39,7 @@ def scaled_object(settings: Settings, pool: PoolSettings) -> Document:
             "maxReplicaCount": pool.max,
             "pollingInterval": POLL_SECONDS,
             "cooldownPeriod": 0,
-            "fallback": {"failureThreshold": FAILURES, "replicas": max(1, pool.min), "behavior": "currentReplicas"},
+            **({"fallback": fallback} if minor_version(settings.kubernetes.keda_version) >= KEEPING_SINCE else {}),
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(settings, pool)}},
             "triggers": [_trigger(settings, pool)],
         },
@@ -59,14 +60,25 @@ def trigger_authentication(settings: Settings) -> Document:
 
 TOLERANCE_SINCE, TOLERANCE_BY_DEFAULT_SINCE = 33, 35
 """Minor versions of Kubernetes in which a single autoscaler may do without tolerance: by a feature gate, and at all."""
+KEDA_TOLERANCE_SINCE = 18
+"""Minor version of KEDA whose ScaledObject may say so."""
+KEEPING_SINCE = 17
+"""Minor version of KEDA that can fall back to the replicas that are there."""
 
 
-def minor_version(settings: Settings) -> int:
-    return int(settings.kubernetes.version.partition(".")[2])
+def minor_version(version: str) -> int:
+    return int(version.partition(".")[2])
+
+
+def is_exact(settings: Settings) -> bool:
+    """Whether the autoscaler can be told to follow every decision."""
+    kubernetes = settings.kubernetes
+    is_known = minor_version(kubernetes.keda_version) >= KEDA_TOLERANCE_SINCE
+    return is_known and minor_version(kubernetes.version) >= TOLERANCE_SINCE
 
 
 def _behavior(settings: Settings, pool: PoolSettings) -> Document:
-    exact = {"tolerance": 0} if minor_version(settings) >= TOLERANCE_SINCE else {}
+    exact = {"tolerance": 0} if is_exact(settings) else {}
     return {
         "scaleUp": {
             "stabilizationWindowSeconds": 0,

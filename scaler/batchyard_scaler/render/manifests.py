@@ -11,7 +11,7 @@ import yaml
 
 from batchyard.settings import Settings
 from batchyard_scaler.render.hardware import drain_seconds
-from batchyard_scaler.render.keda import TOLERANCE_BY_DEFAULT_SINCE, TOLERANCE_SINCE, minor_version
+from batchyard_scaler.render.keda import TOLERANCE_BY_DEFAULT_SINCE, is_exact, minor_version
 from batchyard_scaler.render.objects import Document, object_name
 from batchyard_scaler.render.pools import pool_documents
 from batchyard_scaler.render.presets import PRESETS
@@ -51,12 +51,12 @@ def manifests(settings: Settings, *, release: str) -> dict[str, list[Document]]:
 def notes(settings: Settings) -> list[str]:
     """What the reader of the manifests should know and no document can say."""
     found = []
-    if minor_version(settings) < TOLERANCE_BY_DEFAULT_SINCE:
-        gate = (
-            " without the feature gate HPAConfigurableTolerance" if minor_version(settings) >= TOLERANCE_SINCE else ""
-        )
+    version = settings.kubernetes.version
+    if not is_exact(settings) or minor_version(version) < TOLERANCE_BY_DEFAULT_SINCE:
+        gate = " without the feature gate HPAConfigurableTolerance" if is_exact(settings) else ""
         found.append(
-            f"Kubernetes {settings.kubernetes.version}{gate} ignores changes of a pool within a tenth, as from 10 to 11"
+            f"Kubernetes {version}{gate} with KEDA {settings.kubernetes.keda_version} ignores changes of a pool within "
+            "a tenth, as from 10 to 11"
         )
     preset, spot = PRESETS[settings.kubernetes.preset], [pool for pool in settings.pools if pool.capacity == "spot"]
     if spot and preset.notice_needs:

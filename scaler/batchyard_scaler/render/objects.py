@@ -195,5 +195,10 @@ def disruption_budget(
         name=name,
         settings=settings,
         labelled=labelled,
-        spec={"maxUnavailable": max_unavailable, "selector": {"matchLabels": dict(labelled)}},
+        spec={
+            "maxUnavailable": max_unavailable,
+            # Else a pod that crashes over and over would keep its node from being emptied.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": dict(labelled)},
+        },
     )

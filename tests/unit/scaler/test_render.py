@@ -72,12 +72,23 @@ def test_an_older_autoscaler_is_not_told_of_tolerance_and_the_reader_is(tmp_path
     behavior = scaled(tmp_path, text)["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert "tolerance" not in behavior["scaleUp"] | behavior["scaleDown"]
     [note, _] = notes(settings_of(tmp_path, text))
-    assert note.startswith("Kubernetes 1.32 ignores changes")
+    assert note.startswith("Kubernetes 1.32 with KEDA 2.20 ignores changes")
     [note, _] = notes(settings_of(tmp_path, text.replace("1.32", "1.34")))
-    assert note.startswith("Kubernetes 1.34 without the feature gate HPAConfigurableTolerance ignores changes")
+    assert note.startswith("Kubernetes 1.34 without the feature gate HPAConfigurableTolerance with KEDA 2.20 ignores")
     assert "tolerance" in str(scaled(tmp_path, text.replace("1.32", "1.33")))
     [of_spot] = notes(settings_of(tmp_path, FLEET + KARPENTER))
     assert "Kubernetes" not in of_spot
+
+
+def test_an_older_keda_is_told_what_it_knows_and_holds_what_is_there_as_well(tmp_path: Path) -> None:
+    text = FLEET + KARPENTER + 'keda_version = "2.17"\n'
+    spec = scaled(tmp_path, text)
+    assert "tolerance" not in str(spec["advanced"])
+    assert spec["fallback"]["behavior"] == "currentReplicas"
+    [note, _] = notes(settings_of(tmp_path, text))
+    assert note.startswith("Kubernetes 1.35 with KEDA 2.17 ignores changes")
+    # Without a fallback it leaves the replicas alone on an error; one of its time would set them to a number.
+    assert "fallback" not in scaled(tmp_path, text.replace("2.17", "2.16"))
 
 
 def test_prometheus_is_asked_for_one_series_that_may_not_be_missing(tmp_path: Path) -> None:
@@ -231,7 +242,12 @@ def test_budgets_never_keep_a_node_from_being_emptied(tmp_path: Path) -> None:
     objects = by_name(rendered(tmp_path, FLEET + KARPENTER))
     for name, unavailable in (("batchyard-worker-gpu", "10%"), ("batchyard-api", 1)):
         spec = objects["PodDisruptionBudget", name]["spec"]
-        assert spec == {"maxUnavailable": unavailable, "selector": objects["Deployment", name]["spec"]["selector"]}
+        selector = objects["Deployment", name]["spec"]["selector"]
+        assert spec == {
+            "maxUnavailable": unavailable,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": selector,
+        }
 
 
 def test_names_of_pools_become_names_of_objects(tmp_path: Path) -> None:

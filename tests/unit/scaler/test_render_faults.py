@@ -170,4 +170,4 @@ def test_what_a_cloud_gives_spot_machines_is_said_where_it_is_too_little(tmp_pat
 
 def test_what_no_document_can_say_is_said_beside_them(tmp_path: Path) -> None:
     _, said = render(tmp_path, SERVERS + MODEL + '[kubernetes]\nversion = "1.30"\n')
-    assert "Note: Kubernetes 1.30 ignores changes" in said
+    assert "Note: Kubernetes 1.30 with KEDA 2.20 ignores changes" in said
