@@ -44,10 +44,17 @@ class Revivable:
             self._process.wait(30)
 
     def pause(self) -> None:
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        """With all that it has started: each backend of PostgreSQL is a group of its own."""
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The parent first when they are stopped: it starts no more meanwhile.
+        for process in (self._process, *self._process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def start(self) -> None:
         """Start it again and wait until it answers."""
@@ -243,6 +250,6 @@ def _ended(process: Revivable) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ProcessLookupError):
+        with suppress(psutil.NoSuchProcess):
             process.go_on()
         process.end()

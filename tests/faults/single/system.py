@@ -26,6 +26,7 @@ models = ["noop"]
 drain_seconds = 5
 """
 
+PATIENCE_SECONDS = 60.0
 BLOCKED_SECONDS = 1.0
 """The longest that anything but the one call to a server that hangs may be held up."""
 
@@ -64,15 +65,16 @@ class System:
         place.ticket(queue_id, [1])
         return place.broker.is_up and place.broker.depth(place.broker_name(queue_id)) == 0
 
-    def submit_under(self, keys: Sequence[str], *, patience_seconds: float = 60.0) -> list[int]:
+    def submit_under(self, keys: Sequence[str], *, model: str = "noop") -> list[int]:
         """A job under each key, all at once and each until it is answered; returns their ids."""
 
         def insist(key: str) -> int:
-            give_up = time.monotonic() + patience_seconds
+            give_up = time.monotonic() + PATIENCE_SECONDS
             while True:
                 try:
                     headers = {"Idempotency-Key": key}
-                    answer = self.client.post("/v1/models/noop/jobs", json={"input": key}, headers=headers, timeout=3)
+                    body = {"input": {"do": "echo", "value": key}}
+                    answer = self.client.post(f"/v1/models/{model}/jobs", json=body, headers=headers, timeout=3)
                     if answer.status_code == 202:
                         return int(answer.json()["id"], 16)
                     assert answer.status_code == 503, answer.text

@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from batchyard.store import migrate
 from batchyard.store.open import open_store
 from tests.faults import servers
 from tests.faults.single.factors import shortened
-from tests.faults.single.system import system
+from tests.faults.single.system import System, system
 from tests.services.consumers.yard import until
 from tests.services.store.yard import Yard, succeeded
 
@@ -40,32 +41,65 @@ def refused(answer: httpx.Response) -> bool:
     return True
 
 
-def test_an_immediate_stop_under_load_is_over_ten_seconds_after_the_start(tmp_path: Path, valkey_url: str) -> None:
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Postgres]:
+    with servers.postgres(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def running(postgres: servers.Postgres, valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("databases")
+    with system(folder, broker_url=valkey_url, database=postgres.url, models=SLOW) as made:
+        yield made
+
+
+def test_an_immediate_stop_under_load_is_over_ten_seconds_after_the_start(
+    running: System, postgres: servers.Postgres
+) -> None:
     """What is finished meanwhile is kept by its consumer and written once the database is back, by the same claim."""
-    with (
-        servers.postgres(tmp_path) as postgres,
-        system(tmp_path, broker_url=valkey_url, database=postgres.url, models=SLOW) as running,
-    ):
-        ids = running.accepted(*({"do": "sleep", "value": 0.05} for _ in range(100)), model="moody")
-        until(lambda: running.place.states(ids).get(State.SUCCEEDED, 0) > 0, yard=running.place)
-        postgres.process.end()
-        outage = time.monotonic() + shortened("outage", OUTAGE_SECONDS, stated=300.0)
-        answers = 0
-        while time.monotonic() < outage:
-            assert refused(running.submit({"do": "echo"}, model="moody"))
-            answers += 1
-        assert answers >= OUTAGE_SECONDS / 2, "refused at once"
-        assert running.client.get("/readyz").status_code == 503
-        assert running.client.get("/healthz").status_code == 200
-        postgres.process.start()
+    ids = running.accepted(*({"do": "sleep", "value": 0.05} for _ in range(100)), model="moody")
+    until(lambda: running.place.states(ids).get(State.SUCCEEDED, 0) > 0, yard=running.place)
+    postgres.process.end()
+    outage = time.monotonic() + shortened("outage", OUTAGE_SECONDS, stated=300.0)
+    answers = 0
+    while time.monotonic() < outage:
+        assert refused(running.submit({"do": "echo"}, model="moody"))
+        answers += 1
+    assert answers >= OUTAGE_SECONDS / 2, "refused at once"
+    assert running.client.get("/readyz").status_code == 503
+    assert running.client.get("/healthz").status_code == 200
+    postgres.process.start()
+    began = time.monotonic()
+    until(lambda: not refused(running.submit({"do": "echo"}, model="moody")), timeout=RESUME_SECONDS)
+    print(f"accepting again after {time.monotonic() - began:.1f} s")
+    running.finish(running.accepted({"do": "echo"}, model="moody"), timeout=RESUME_SECONDS)
+    running.finish(ids)
+    views = running.place.view(ids)
+    assert {(view.state, view.attempt) for view in views} == {(State.SUCCEEDED, 1)}, "nothing ran twice"
+    running.settle()
+
+
+def test_a_database_that_hangs_holds_nobody_up_who_can_do_without(running: System, postgres: servers.Postgres) -> None:
+    """Stopped by a signal: connections stand, requests are taken in and nothing is answered."""
+    keys = [f"hung-{number}" for number in range(20)]
+    ids = running.accepted(*({"do": "sleep", "value": 0.01} for _ in range(100)), model="moody")
+    postgres.process.pause()
+    with ThreadPoolExecutor(1) as thread:
+        with running.stays_alive():
+            asking = thread.submit(running.submit_under, keys, model="moody")
+            time.sleep(shortened("outage", OUTAGE_SECONDS, stated=300.0))
+            assert running.client.get("/readyz").status_code == 503
+            assert not asking.done()
+        postgres.process.go_on()
         began = time.monotonic()
         until(lambda: not refused(running.submit({"do": "echo"}, model="moody")), timeout=RESUME_SECONDS)
         print(f"accepting again after {time.monotonic() - began:.1f} s")
-        running.finish(running.accepted({"do": "echo"}, model="moody"), timeout=RESUME_SECONDS)
-        running.finish(ids)
-        views = running.place.view(ids)
-        assert {(view.state, view.attempt) for view in views} == {(State.SUCCEEDED, 1)}, "nothing ran twice"
-        running.settle()
+        asked = asking.result()
+    assert running.submit_under(keys, model="moody") == asked
+    running.finish([*ids, *asked])
+    assert {view.attempt for view in running.place.view([*ids, *asked])} == {1}
+    running.settle()
 
 
 @contextmanager
