@@ -17,15 +17,15 @@ from batchyard.errors import InvalidInput
 from batchyard.model import Model
 from batchyard_consumers.precision import InDtypes, narrow
 from batchyard_consumers.runtimes import proofs
-from batchyard_consumers.runtimes.sources import is_local
+from batchyard_consumers.runtimes.sources import attention, is_local
 from batchyard_consumers.runtimes.tokens import SAMPLE_TOKENS, Tokenizer, is_stateless, misfit
 
 
 class SentenceEmbeddings(Model):
     """One text in, one float32 vector out, normalised where the model's modules say so.
 
-    Options: `prompt` or `prompt_name` (as for `encode`), `truncate_dim`, `normalize`, `max_seq_length`, `revision`,
-    `trust_remote_code`. A job's params may hold `prompt` or `prompt_name`.
+    Options: `prompt` or `prompt_name` (as for `encode`), `truncate_dim`, `normalize`, `max_seq_length`, `attention`,
+    `revision`, `trust_remote_code`. A job's params may hold `prompt` or `prompt_name`.
     """
 
     input_schema: ClassVar[dict[str, Any]] = {"type": "string"}
@@ -51,7 +51,8 @@ class SentenceEmbeddings(Model):
             revision=options.get("revision"),
             trust_remote_code=bool(options.get("trust_remote_code", False)),
             truncate_dim=options.get("truncate_dim"),
-            model_kwargs={"use_safetensors": True},  # anything else is unpickled, which runs what a file says
+            # Anything but safetensors is unpickled, which runs what a file says.
+            model_kwargs={"use_safetensors": True, **attention(self)},
         )
         self._encoder.eval()
         if "max_seq_length" in options:

@@ -11,15 +11,15 @@ from batchyard.errors import InvalidInput, ModelLoadError
 from batchyard.model import Model
 from batchyard_consumers.precision import InDtypes
 from batchyard_consumers.runtimes import proofs
-from batchyard_consumers.runtimes.sources import origin
+from batchyard_consumers.runtimes.sources import attention, origin
 from batchyard_consumers.runtimes.tokens import Ids, Tokenizer, is_stateless
 
 
 class Pretrained(Model):
     """A model with one of the library's heads.
 
-    Options: `revision`, `trust_remote_code`, `max_tokens` (longer texts are cut). Weights are read from safetensors
-    alone, because unpickling runs what a file says.
+    Options: `revision`, `trust_remote_code`, `attention`, `max_tokens` (longer texts are cut). Weights are read from
+    safetensors alone, because unpickling runs what a file says.
 
     Those that classify give `{"label", "score"}`, and with `top_k` in the options or a job's params
     `{"labels": [{"label", "score"}, …]}`, best first. Scores are probabilities: of each label by itself where the
@@ -76,7 +76,9 @@ class Pretrained(Model):
 
         kind = getattr(transformers, self._head)
         self._module = (
-            kind.from_pretrained(self.source, use_safetensors=True, dtype=torch.float32, **origin(self))
+            kind.from_pretrained(
+                self.source, use_safetensors=True, dtype=torch.float32, **origin(self), **attention(self)
+            )
             .to(device)
             .eval()
         )

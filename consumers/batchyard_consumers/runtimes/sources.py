@@ -97,6 +97,13 @@ def origin(model: Model) -> dict[str, Any]:
     }
 
 
+def attention(model: Model) -> dict[str, Any]:
+    """How the libraries are told to compute attention: the option `attention`, such as "flash_attention_2"; without it
+    they take the kernels of torch, which choose FlashAttention by themselves, wherever a model can be read so."""
+    chosen = model.options.get("attention")
+    return {} if chosen is None else {"attn_implementation": str(chosen)}
+
+
 def digest_of(settings: ModelSettings, model: Model) -> str:
     """SHA-256, in hexadecimal, over what makes a version what it is: runtime, options, code and weights.
 

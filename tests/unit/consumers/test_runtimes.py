@@ -15,8 +15,9 @@ from batchyard.inputs import Validator
 from batchyard.settings import RUNTIMES, ModelSettings
 from batchyard_consumers import runtimes
 from batchyard_consumers.loading import load
+from batchyard_consumers.runtimes.sources import resolve_source
 from tests.unit.consumers.jobs import served
-from tests.unit.consumers.tiny import bert, labels, loaded, run
+from tests.unit.consumers.tiny import TOKENIZER, bert, labels, loaded, run
 
 TEXTS = ["short", "", "Angela Merkel lived in Berlin, and liked it", "a longer text " * 40]
 PAIRS: list[Any] = [{"text": "a man sleeps", "text_pair": "someone is awake"}, "alone", {"text": "also alone"}]
@@ -50,6 +51,16 @@ def test_every_name_in_the_configuration_has_a_runtime() -> None:
     assert tuple(sorted(runtimes.RUNTIMES)) == RUNTIMES
     for name in RUNTIMES:
         runtimes.find_model(ModelSettings(name="m", runtime=name))
+
+
+def test_attention_is_torch_s_own_unless_another_is_asked_for(classifier: Path) -> None:
+    assert loaded("text-classification", classifier)._module.config._attn_implementation == "sdpa"
+    plain = loaded("text-classification", classifier, attention="eager")
+    assert plain._module.config._attn_implementation == "eager"
+    encoder = loaded("sentence-transformers", Path(resolve_source(TOKENIZER, model="m")))._encoder
+    assert encoder[0].auto_model.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="no_such_attention"):
+        loaded("text-classification", classifier, attention="no_such_attention")
 
 
 def test_texts_are_classified_as_by_the_library(classifier: Path) -> None:
