@@ -86,11 +86,12 @@ class Hpa:
 
     def __init__(self, settings: HpaSettings) -> None:
         self._settings = settings
+        self._longest_period = max(p.period_seconds for p in (*settings.up.policies, *settings.down.policies))
         self._last_active = -math.inf
         self._last_value = 0.0
         self._recommended: list[tuple[float, int]] = []
         self._changes: list[tuple[float, int]] = []
-        """When the HorizontalPodAutoscaler changed the replicas, and by how many."""
+        """When the HorizontalPodAutoscaler changed the replicas, and by how many; as far back as policies look."""
 
     def look(self, now: float, decision: Decision, *, current: int) -> int:
         value = decision.value if isinstance(decision, Reading) else float(decision.replicas)
@@ -121,6 +122,7 @@ class Hpa:
         desired = self._stabilised(now, desired, current)
         desired = self._limited(now, desired, current)
         if desired != current:
+            self._changes = [entry for entry in self._changes if entry[0] > now - self._longest_period]
             self._changes.append((now, desired - current))
         return desired
 
