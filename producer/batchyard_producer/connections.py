@@ -1,16 +1,21 @@
-"""Connections: what may come before a request is there to be answered, in bytes and in time.
+"""Connections: in bytes and in time what may come before a request is there to be answered, and what may lie unread.
 
-uvicorn bounds neither with the faster of its parsers: a head without an end would fill the memory, and a client that
-says nothing would keep its connection for ever.
+uvicorn bounds none of that with the faster of its parsers: a head without an end would fill the memory, a client that
+says nothing would keep its connection for ever, and so would answers that nobody takes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from batchyard.errors import Unavailable
 from batchyard_producer.problems import Headers, Send
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -18,6 +23,12 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 20.0
 """How long a head may take to come, the first from the moment of connecting. Also how long a body goes on being read
 whose request was answered before its end."""
+
+UNREAD_BYTES = 256 * 1024 * 1024
+"""Of all answers that are written and that their readers have not taken yet."""
+LOOK_SECONDS = 10.0
+LEAST_TAKEN_BYTES = 32 * 1024
+"""Who takes less of an answer than this between two looks at it is cut off."""
 
 _TOO_LARGE = b"The request line and its headers have more than %d bytes." % MAX_HEAD_BYTES
 _REFUSAL = (
@@ -30,6 +41,25 @@ class HeadTooLarge(Exception):
     """Makes the parser stop."""
 
 
+class Unread:
+    """The answers of this process that wait for slow readers."""
+
+    def __init__(self) -> None:
+        self.connections: set[Connection] = set()
+        """Each added and removed by its event loop."""
+
+    def make_room(self, size: int) -> None:
+        """Unavailable where an answer of this size is more than may lie unread, unless it is the only one."""
+        lying = sum(connection.unread_bytes for connection in tuple(self.connections))
+        if lying and lying + size > UNREAD_BYTES:
+            raise Unavailable(
+                "answers that their readers are slow to take fill the memory for them: try again", retry_after_seconds=1
+            )
+
+
+unread = Unread()
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's connection within limits. Owned by the event loop."""
 
@@ -40,6 +70,9 @@ class Connection(HttpToolsProtocol):
         self._is_too_large = False
         self._patience: asyncio.TimerHandle | None = None
         """Runs while no request is under way: from there on routes look after their time themselves."""
+        self._looked_at_bytes = 0
+        self._look: asyncio.TimerHandle | None = None
+        """Runs while there is more to take than the system holds for a reader."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -47,7 +80,22 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_patience()
+        self._stop_looking()
         super().connection_lost(exc)
+
+    @property
+    def unread_bytes(self) -> int:
+        size: int = self.transport.get_write_buffer_size()
+        return size
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        unread.connections.add(self)
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        self._stop_looking()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._unclaimed_bytes += len(data)
@@ -94,6 +142,29 @@ class Connection(HttpToolsProtocol):
     def _be_patient(self) -> None:
         if self._patience is None:
             self._patience = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _look_later(self) -> None:
+        self._looked_at_bytes = self._left_bytes()
+        self._look = self.loop.call_later(LOOK_SECONDS, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        if self._looked_at_bytes - self._left_bytes() < LEAST_TAKEN_BYTES:
+            self.transport.abort()
+        else:
+            self._look_later()
+
+    def _left_bytes(self) -> int:
+        """What the reader has not taken, here and in the system, which takes megabytes from us at a time."""
+        with suppress(OSError):
+            told = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            return self.unread_bytes + int.from_bytes(told, sys.byteorder)
+        return self.unread_bytes
+
+    def _stop_looking(self) -> None:
+        unread.connections.discard(self)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _stop_patience(self) -> None:
         if self._patience is not None:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from batchyard.errors import InvalidRequest, TooLarge, Unavailable
 from batchyard.schemas import MAX_WAIT_SECONDS
-from batchyard_producer.connections import answer_at_once
+from batchyard_producer.connections import answer_at_once, unread
 from batchyard_producer.problems import Headers, Send
 
 Receive = Callable[[], Awaitable[Any]]
@@ -20,6 +20,8 @@ T = TypeVar("T")
 BODY_SECONDS = 60.0
 """The longest that one piece of a body may take to come."""
 MAX_KEY_BYTES = 255
+LARGE_ANSWER_BYTES = 64 * 1024
+"""What a connection holds for a reader without being asked whether there is room."""
 ROOM_BODIES = 8
 LEAST_ROOM_BYTES = 64 * 1024 * 1024
 
@@ -190,6 +192,9 @@ class Request:
     # --- answering ---
 
     async def answer(self, status: int, body: bytes, headers: Headers = JSON_HEADERS) -> None:
+        """Answer in one piece; Unavailable where it is large and there is no room for what nobody takes."""
+        if len(body) > LARGE_ANSWER_BYTES:
+            unread.make_room(len(body))
         self.status = status
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         if answer_at_once(self._send, status, headers, body):
@@ -203,7 +208,9 @@ class Request:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def piece(self, body: bytes, *, more: bool = True) -> None:
-        """Send some of the body; waits while the client is slow to take it."""
+        """Send some of the body; waits while the client is slow to take it. Unavailable as in `answer`."""
+        if len(body) > LARGE_ANSWER_BYTES:
+            unread.make_room(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 

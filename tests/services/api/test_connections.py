@@ -3,16 +3,18 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
 
+from batchyard.jobs import Outcome, State
 from batchyard.testing import memory_store
 from batchyard_producer import connections, intake
 from batchyard_producer.connections import MAX_HEAD_BYTES, answer_at_once
 from tests.services.api.yard import Yard, serving
+from tests.services.store.yard import eventually
 
 PATIENCE_SECONDS = 0.5
 REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -164,3 +166,96 @@ def test_what_is_no_request_is_told_so(yard: Yard) -> None:
     with connected(yard) as client:
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert until_closed(client).startswith(b"HTTP/1.1 400 ")
+
+
+# --- readers who do not read ---
+
+
+@contextmanager
+def not_reading(yard: Yard, path: str, *, window_bytes: int = 4096) -> Iterator[socket.socket]:
+    """A request whose answer nobody reads; the system holds about as much of it as its window."""
+    host, _, port = yard.url.removeprefix("http://").partition(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
+        connection.settimeout(10)
+        connection.connect((host, int(port)))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        yield connection
+
+
+def large_result(yard: Yard) -> str:
+    """The path of a job with a result far beyond what the system holds for a reader."""
+    [job] = yard.submit(0)
+    [claimed] = yard.claim([int(job, 16)])
+    body = b'"' + b"x" * LARGE + b'"'
+    yard.store.finish([Outcome(claimed, State.SUCCEEDED, body=body, cost=1)], owner=yard.owner)
+    return f"/v1/jobs/{job}"
+
+
+LARGE = 12_000_000
+
+
+def test_answers_that_nobody_takes_are_bounded_all_together(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = large_result(yard)
+    monkeypatch.setattr(connections, "UNREAD_BYTES", 2 * LARGE)
+    with ExitStack() as stack:
+        firsts = [stack.enter_context(not_reading(yard, path)).recv(12) for _ in range(6)]
+        assert firsts[0] == b"HTTP/1.1 200"
+        assert firsts[3:] == [b"HTTP/1.1 503"] * 3
+        lying = sum(connection.unread_bytes for connection in tuple(connections.unread.connections))
+        assert LARGE / 2 < lying <= 2 * LARGE
+        refused = yard.client.get(path)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        # What is small has room all the same.
+        assert yard.client.get("/v1/jobs").status_code == 200
+    eventually(lambda: not connections.unread.connections)
+    assert len(yard.client.get(path).json()["result"]) == LARGE
+
+
+def test_a_reader_who_takes_nothing_is_cut_off_and_a_slow_one_is_not(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = large_result(yard)
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 1.0)
+    with not_reading(yard, path) as stuck, not_reading(yard, path, window_bytes=500_000) as slow:
+        taken = bytearray()
+        while not taken.endswith(b"}"):
+            piece = slow.recv(200_000)
+            assert piece, "it was cut off"
+            taken += piece
+            time.sleep(0.02)
+        assert len(taken) > LARGE
+        eventually(lambda: not connections.unread.connections)
+        told = b""
+        with suppress(ConnectionResetError):
+            told = until_closed(stuck)
+        assert len(told) < LARGE
+
+
+# --- what two readers of a request might read differently ---
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: 0x5\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"X-One: a\r\n b: folded\r\n",
+        b"X-One: a\nX-Two: b\r\n",
+        b"X-One: a\x00b\r\n",
+        b"X-One: a\rb\r\n",
+    ],
+)
+def test_a_head_that_can_be_read_in_two_ways_is_no_request(yard: Yard, lines: bytes) -> None:
+    """Or a proxy in front could be made to see another request than we do."""
+    with connected(yard) as client:
+        client.sendall(b"POST /v1/models/echo/jobs HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n0\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        told = until_closed(client)
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert told.endswith(b"Invalid HTTP request received.")  # the parser's word, not a route's
