@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from batchyard import Client
 from tests.benchmarks.models import expected, make_input
 from tests.benchmarks.report import Measurement
 from tests.benchmarks.system import running_system
+from tests.checkouts import REPOSITORY
 
 
-def measure(*, database: str, jobs: int) -> Measurement:
+def measure(*, database: str, jobs: int, code: Path = REPOSITORY) -> Measurement:
     """One round on a system started for it, after a warm-up of 20,000 jobs."""
-    with running_system(database=database) as system, Client(system.url) as client:
+    with running_system(database=database, code=code) as system, Client(system.url) as client:
         _run(client, 20_000)
         meter = system.meter()
         start = time.perf_counter()

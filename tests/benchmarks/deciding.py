@@ -23,7 +23,7 @@ from batchyard.store import migrate
 from batchyard.store.base import JobStore, ModelConfig
 from batchyard.store.open import open_store
 from batchyard_scaler.sizing import Sizer
-from tests.benchmarks.system import ROOT
+from tests.checkouts import REPOSITORY
 from tests.servers.processes import free_port, running, server_folder
 
 MODELS_A_POOL = 10
@@ -58,7 +58,7 @@ def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, Timing]]:
             )
             command = [sys.executable, "-m", "batchyard.cli", "--config", "batchyard.toml", "--state", "state", "api"]
             url = f"http://127.0.0.1:{port}"
-            environment = {"PYTHONPATH": str(ROOT)}
+            environment = {"PYTHONPATH": str(REPOSITORY)}
             with (
                 running(command, directory=folder, ready=lambda: _answers(url), environment=environment) as api,
                 httpx.Client(base_url=url, timeout=60) as http,

@@ -11,16 +11,17 @@ from pathlib import Path
 from batchyard import Client
 from tests.benchmarks.report import Measurement
 from tests.benchmarks.system import System, running_system
+from tests.checkouts import REPOSITORY
 
 SCRIPT = Path(__file__).with_name("single.lua")
 
 
-def measure(*, database: str, seconds: int) -> Measurement:
+def measure(*, database: str, seconds: int, code: Path = REPOSITORY) -> Measurement:
     """One round: accepted jobs a second, latency of the 202, and seconds from the load's end to the last job's."""
     wrk = shutil.which("wrk")
     if wrk is None:
         raise RuntimeError("this row needs wrk: install Debian's package wrk")
-    with running_system(database=database) as system:
+    with running_system(database=database, code=code) as system:
         _load(wrk, system, seconds=2)
         _drained(system)
         meter = system.meter()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.cpu import CpuMeter
+from tests.checkouts import REPOSITORY, search_path
 from tests.servers import postgres_server
 from tests.servers.processes import free_port, running, server_folder
 
-ROOT = Path(__file__).parents[2]
 NOOP = '[models.noop]\nruntime = "tests.benchmarks.models:NoOp"\n'
 DURABILITY = {
     "sqlite": "sqlite wal, synchronous=FULL (claims: NORMAL)",
@@ -45,21 +45,34 @@ class System:
 
 
 @contextmanager
-def running_system(*, database: str, models: str = NOOP, consumers: int = 1) -> Iterator[System]:
-    """`batchyard up` in an empty folder, ready to serve; `database` is "sqlite" or "postgres"."""
+def running_system(
+    *, database: str, models: str = NOOP, consumers: int = 1, device: str = "auto", code: Path = REPOSITORY
+) -> Iterator[System]:
+    """`batchyard up` in an empty folder, ready to serve; `database` is "sqlite" or "postgres", `code` a checkout.
+
+    Without consumers it may start one for the first job, unless its pool is pinned.
+    """
     with ExitStack() as stack:
         directory = stack.enter_context(server_folder("bench"))
         server = stack.enter_context(postgres_server()) if database == "postgres" else None
         port = free_port()
         configuration = f'[server]\nbind = "127.0.0.1:{port}"\n'
         configuration += f'[database]\nurl = "{server.url}"\n' if server else ""
-        configuration += f"{models}\n[pools.local]\nmodels = {_names(models)}\nmin = {consumers}\nmax = {consumers}\n"
+        configuration += f"{models}\n[pools.local]\nmodels = {_names(models)}\n"
+        configuration += f'device = "{device}"\n'
+        configuration += f"min = {consumers}\nmax = {max(1, consumers)}\n"
         (directory / "batchyard.toml").write_text(configuration)
         command = [sys.executable, "-m", "batchyard.cli", "--config", "batchyard.toml", "up"]
         url = f"http://127.0.0.1:{port}"
-        environment = {"PYTHONPATH": str(ROOT)}
+        environment = {"PYTHONPATH": search_path(code)}
         process = stack.enter_context(
-            running(command, directory=directory, ready=lambda: _serves(url), environment=environment, start_seconds=90)
+            running(
+                command,
+                directory=directory,
+                ready=lambda: _serves(url, consumers=consumers),
+                environment=environment,
+                start_seconds=90,
+            )
         )
         yield System(
             url=url,
@@ -76,12 +89,14 @@ def _names(models: str) -> str:
     )
 
 
-def _serves(url: str) -> bool:
-    """Ready once the API answers and a consumer has loaded its models."""
+def _serves(url: str, *, consumers: int) -> bool:
+    """Ready once the API answers and a consumer, if there are to be any, has loaded its models."""
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=1) as answer:
             if answer.status != 200:
                 return False
+        if not consumers:
+            return True
         with urllib.request.urlopen(f"{url}/v1/pools", timeout=1) as answer:
             return b'"ready"' in answer.read()
     except (urllib.error.URLError, OSError):
