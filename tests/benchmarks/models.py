@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from batchyard import Model
@@ -43,3 +46,17 @@ class Slow(NoOp):
     def forward(self, items: Sequence[Any]) -> Any:
         time.sleep(0.05)
         return super().forward(items)
+
+
+class Logged(Model):
+    """Answers each number with itself, at 50 ms a job, and writes down what it has computed and in which time."""
+
+    def load(self, device: str) -> None:
+        self._log = Path(os.environ["BENCH_COMPUTED"])
+
+    def forward(self, items: Sequence[Any]) -> Sequence[Any]:
+        started = time.perf_counter()
+        time.sleep(0.05 * len(items))
+        with self._log.open("a") as log:
+            log.write(json.dumps({"numbers": list(items), "seconds": time.perf_counter() - started}) + "\n")
+        return items

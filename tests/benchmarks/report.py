@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,3 +60,27 @@ class Row:
         if self.rounds[0].durability:
             text.append(f"{'':<34}durability: {self.rounds[0].durability}")
         return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One figure beside what is wanted of it."""
+
+    what: str
+    measured: float
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = ""
+
+    @property
+    def is_reached(self) -> bool:
+        """A figure that is not a number reaches nothing."""
+        low, high = self.at_least, self.at_most
+        return self.measured >= (-math.inf if low is None else low) and self.measured <= (
+            math.inf if high is None else high
+        )
+
+    def __str__(self) -> str:
+        bound = f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:g}"
+        verdict = "reached" if self.is_reached else "NOT REACHED"
+        return f"{self.what:<66}{self.measured:8.3f} {self.unit:<8} wanted: {bound}: {verdict}"
