@@ -1,4 +1,4 @@
-# make demo | test | check | audit | faults | bench | bench-scaler | lock | clean
+# make demo | test | check | audit | faults | bench | bench-gpu | bench-scaler | lock | clean
 # Each target does its own set-up: it needs Python 3.11 and make, nothing else.
 #   make test ARGS='tests/unit -k scheduling'     arguments for pytest
 #   make bench ARGS='--help'                      arguments for the benchmarks
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check check-format check-lint check-types check-imports audit format proto bench bench-scaler lock clean
+.PHONY: help venv demo test check check-format check-lint check-types check-imports audit format proto bench bench-gpu bench-scaler lock clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -69,6 +69,9 @@ faults-long: venv
 
 bench: venv
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-gpu: venv
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
 bench-scaler: venv
 	$(BIN)/python -m tests.benchmarks.scaler $(ARGS)

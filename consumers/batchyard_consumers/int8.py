@@ -24,7 +24,7 @@ class Int8Linear(torch.nn.Module):
 
     def __init__(self, linear: torch.nn.Linear, *, dtype: torch.dtype) -> None:
         super().__init__()
-        has_bias: bool = linear.bias is not None  # type: ignore[redundant-expr]  # where it is made without
+        has_bias = bool(linear.bias is not None)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         group = GROUP if linear.in_features % GROUP == 0 else linear.in_features
         grouped = linear.weight.detach().float().reshape(linear.out_features, -1, group)
