@@ -11,7 +11,7 @@ from batchyard_scaler.policy.records import Pool
 from batchyard_scaler.simulator.bound import Unbounded, bound
 from batchyard_scaler.simulator.engine import Moment, replay, replay_apart
 from batchyard_scaler.simulator.measures import Measures, measure, pareto
-from batchyard_scaler.simulator.peers import OURS, Contender
+from batchyard_scaler.simulator.peers import Contender
 from batchyard_scaler.simulator.service import World
 from batchyard_scaler.simulator.trace import Trace
 
@@ -54,14 +54,14 @@ def compare(
 ) -> Comparison:
     """Replay a trace against each contender.
 
-    Ours has all pools. A peer knows one kind of capacity, so it has the on-demand pools where there are any. Pools
+    Who knows one kind of capacity has the on-demand pools where there are any, others have all. Pools
     without a model in common are replayed one by one.
     """
     price = _price_of_work(pools)
     measured = []
     for contender in contenders:
         name = contender.name
-        mine = pools if name == OURS else _of_one_kind(pools)
+        mine = pools if contender.knows_spot else _of_one_kind(pools)
 
         def progress(share: float, *, name: str = name) -> None:
             on_progress(name, share)

@@ -26,6 +26,8 @@ class Contender:
     name: str
     policy: Callable[[], Policy]
     autoscaler: Callable[[Pool], Autoscaler]
+    knows_spot: bool = False
+    """Sizes spot pools beside on-demand ones; the others have one kind of capacity."""
 
 
 def keda(*, length: float, cooldown_seconds: float = 300.0) -> Contender:
@@ -44,6 +46,25 @@ def backlog_per_instance(*, jobs: float) -> Contender:
         name=f"backlog per instance, {jobs:g} jobs",
         policy=lambda: _reading("backlog per instance", lambda pool, fleet: unfinished_jobs(pool, fleet) / jobs),
         autoscaler=_keda_autoscaler(cooldown_seconds=300.0),
+    )
+
+
+def backlog_falling_back(*, jobs: float) -> Contender:
+    """Backlog per instance on spot, and on demand at once as many as spot has not got."""
+
+    def policy(fleet: Fleet) -> list[Decision]:
+        spot = next(pool for pool in fleet.pools if pool.capacity == "spot")
+        wanted = unfinished_jobs(spot, fleet) / jobs
+        lacking = max(0.0, wanted - spot.count("ready", "starting"))
+        return [
+            _read("backlog per instance", pool, wanted if pool.name == spot.name else lacking) for pool in fleet.pools
+        ]
+
+    return Contender(
+        name=f"backlog per instance, {jobs:g} jobs, on demand where spot is short",
+        policy=lambda: policy,
+        autoscaler=_keda_autoscaler(cooldown_seconds=300.0),
+        knows_spot=True,
     )
 
 
@@ -80,7 +101,7 @@ def hold(*, seconds: float) -> Contender:
 
 def ours() -> Contender:
     """The policy of production behind KEDA and the HorizontalPodAutoscaler, exactly as they are rendered."""
-    return Contender(name=OURS, policy=lambda: decide, autoscaler=as_rendered)
+    return Contender(name=OURS, policy=lambda: decide, autoscaler=as_rendered, knows_spot=True)
 
 
 def as_rendered(pool: Pool) -> Autoscaler:
@@ -116,13 +137,13 @@ def _keda_autoscaler(*, cooldown_seconds: float) -> Callable[[Pool], Autoscaler]
 
 def _reading(rule: str, value_of: Callable[[Pool, Fleet], float]) -> Policy:
     def policy(fleet: Fleet) -> list[Decision]:
-        found: list[Decision] = []
-        for pool in fleet.pools:
-            value = value_of(pool, fleet)
-            found.append(Reading(pool=pool.name, replicas=math.ceil(value), rule=rule, reason=rule, value=value))
-        return found
+        return [_read(rule, pool, value_of(pool, fleet)) for pool in fleet.pools]
 
     return policy
+
+
+def _read(rule: str, pool: Pool, value: float) -> Reading:
+    return Reading(pool=pool.name, replicas=math.ceil(value), rule=rule, reason=rule, value=value)
 
 
 def _held(pool: Pool, fleet: Fleet, seconds: float) -> Decision:

@@ -33,6 +33,16 @@ def test_backlog_per_instance_sees_both() -> None:
     assert asks(peers.backlog_per_instance(jobs=10), jobs=12, busy=4) == 1.2
 
 
+def test_what_spot_has_not_got_falls_back_to_on_demand_at_once() -> None:
+    spot = pool_of(name="spot", capacity="spot")
+    there = [Replica(state="ready"), Replica(state="starting"), Replica(state="draining")]
+    spot = Pool(**{name: getattr(spot, name) for name in spot.__struct_fields__} | {"replicas": there})
+    told = fleet(spot, jobs=50)
+    told = Fleet(now_seconds=0, pools=[spot, pool_of(name="on-demand")], demands=told.demands)
+    asked = {made.pool: made for made in peers.backlog_falling_back(jobs=10).policy()(told)}
+    assert (asked["spot"].replicas, asked["on-demand"].replicas) == (5, 3)
+
+
 def test_fixed_is_held_to_the_maximum() -> None:
     assert asks(peers.fixed(replicas=5), jobs=0) == 5
     assert asks(peers.fixed(replicas=50), jobs=0) == 9
