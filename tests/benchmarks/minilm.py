@@ -9,7 +9,7 @@ import re
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,13 @@ def measure_system(
         )
         after = figures(system.url, finished=64 + len(inputs))
         spent = {name: after[name] - before[name] for name in after}
-        log = (system.directory / "server.log").read_text(errors="replace")
+        logs = [path.read_text(errors="replace") for path in system.directory.rglob("*.log")]
     return Embedded(
         measured=measured,
         embeddings=np.stack(embeddings),
         waste=spent["padding"] / (spent["padding"] + spent["useful"]),
         busy=spent["busy_seconds"] / seconds,
-        form=_form_in(log),
+        form=_form_in(logs),
         budget=round((spent["padding"] + spent["useful"]) / spent["batches"]),
         memory=Memory(used=after["memory_used"], predicted=after["memory_predicted"] or math.nan)
         if device != "cpu"
@@ -150,6 +150,6 @@ def read(url: str) -> str:
     return text
 
 
-def _form_in(log: str) -> str:
-    found = re.findall(r'"dtype": ?"([^"]*)"', log)
+def _form_in(logs: Iterable[str]) -> str:
+    found = [form for log in logs for form in re.findall(r'"dtype": ?"([^"]*)"', log)]
     return str(found[-1]) if found else ""

@@ -71,7 +71,7 @@ def running_system(
                 directory=directory,
                 ready=lambda: _serves(url, consumers=consumers),
                 environment=environment,
-                start_seconds=90,
+                start_seconds=180,
             )
         )
         yield System(
