@@ -246,39 +246,6 @@ def test_a_killed_consumer_loses_nothing(opened: Callable[..., Yard]) -> None:
     assert {view.failures for view in views} == {0}
 
 
-@pytest.mark.slow
-def test_an_input_that_ends_the_process_costs_itself_alone(opened: Callable[..., Yard]) -> None:
-    place = opened(MOODY.replace("batch_budget = 4", "batch_budget = 32"), "moody")
-    deeds: list[dict[str, Any]] = [{"do": "echo", "value": n} for n in range(32)]
-    deeds[11] = {"do": "abort"}
-    ids = place.submit("moody@1", deeds)
-    deaths = 0
-    # A lease that a busy machine's start of the next consumer, which tells of the death, is within.
-    lease = {"BATCHYARD_QUEUES__LEASE_SECONDS": "60"}
-    worker = place.start(env=lease)
-
-    def finished() -> bool:
-        nonlocal deaths, worker
-        place.chores()
-        if worker.poll() is not None:
-            assert worker.returncode == -signal.SIGABRT
-            deaths += 1
-            worker = place.start(env=lease)
-        return len(place.store.finished_among(ids)) == len(ids)
-
-    until(finished, timeout=100, yard=place)
-    assert deaths <= 4
-    views = place.view(ids)
-    guilty = views.pop(11)
-    assert (guilty.state, guilty.crashes, result(guilty).code) == (State.FAILED, 3, "crash_loop")
-    assert [result(view) for view in views] == [n for n in range(32) if n != 11]
-    assert {(view.crashes, view.failures) for view in views} == {(0, 0)}
-    assert worker.poll() is None
-    worker.terminate()
-    assert worker.wait(10) == 0
-    assert list((place.settings.state_dir / "flights").iterdir()) == []
-
-
 def test_a_forward_pass_without_end_costs_its_job_alone(opened: Callable[..., Yard]) -> None:
     models = MOODY.replace("batch_budget = 4", "batch_budget = 1\nmax_run_seconds = 1")
     place = opened(models, "moody")
