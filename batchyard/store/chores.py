@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row, Select, and_, or_, select
 
 from batchyard.jobs import ID_STRIDE, State
 from batchyard.store.bulks import SWEEP_HELD, SWEEP_PENDING
@@ -23,12 +23,11 @@ class Chores(Moves):
     def promote_due(self, *, limit: int) -> dict[int, list[int]]:
         """See `JobStore.promote_due`."""
         deltas = Deltas()
-        due = select(*JOB_ROW).where(IS_WAITING, jobs.c.not_before <= self.now_ms()).limit(limit)
-        if not self._finds(due):
+        if not self._finds(_due(self.now_ms(), limit=limit)):
             return {}
         with self._writing() as connection:
-            rows = self._lock_jobs(connection, due)
             now = self._database_ms(connection)
+            rows = self._lock_jobs(connection, _due(now, limit=limit))
             queued = self._requeue(connection, rows, deltas=deltas, now_ms=now, not_before=None)
             self._record(connection, deltas)
         return queued
@@ -36,12 +35,12 @@ class Chores(Moves):
     def expire_due(self, *, limit: int) -> list[int]:
         """See `JobStore.expire_due`."""
         deltas = Deltas()
-        past = select(*JOB_ROW).where(CAN_EXPIRE, jobs.c.deadline <= self.now_ms()).limit(limit)
-        if not self._finds(past):
+        if not self._finds(_past(self.now_ms(), limit=limit)):
             return []
         with self._writing() as connection:
-            rows = self._lock_jobs(connection, past)
+            # The estimate of the clock is as wrong as the answer that it was taken from was slow.
             now = self._database_ms(connection)
+            rows = self._lock_jobs(connection, _past(now, limit=limit))
             for asked, to in ((True, State.CANCELLED), (False, State.EXPIRED)):
                 going = [row for row in rows if bool(row.cancel_requested) is asked]
                 self._move(connection, going, to, deltas=deltas, finished_at=now)
@@ -143,3 +142,13 @@ class Chores(Moves):
         done = {"finished_at": now_ms, "cancel_requested": True}
         self._move(connection, waiting, State.CANCELLED, deltas=deltas, **done)
         return len(rows)
+
+
+def _due(now_ms: int, *, limit: int) -> Select[Any]:
+    """Waiting jobs whose next try has come."""
+    return select(*JOB_ROW).where(IS_WAITING, jobs.c.not_before <= now_ms).limit(limit)
+
+
+def _past(now_ms: int, *, limit: int) -> Select[Any]:
+    """Jobs that have not started by their deadline."""
+    return select(*JOB_ROW).where(CAN_EXPIRE, jobs.c.deadline <= now_ms).limit(limit)

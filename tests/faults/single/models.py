@@ -50,4 +50,8 @@ def _eat(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-_HARM = {"sleep": time.sleep, "hold": _hold, "eat": _eat, "swell": lambda size: b"x" * size}
+def _swell(size: int) -> None:
+    b"x" * size  # filled, not merely reserved
+
+
+_HARM = {"sleep": time.sleep, "hold": _hold, "eat": _eat, "swell": _swell}

@@ -1,5 +1,7 @@
 """The leader's chores: reaping, promoting, expiring, and who leads."""
 
+import pytest
+
 from batchyard.jobs import State
 from batchyard.store.base import JobStore
 from tests.services.store.yard import TENANT, Yard, eventually, succeeded
@@ -57,6 +59,18 @@ def test_retries_are_promoted_when_due(yard: Yard) -> None:
     assert yard.store.promote_due(limit=10) == {}
     assert yard.view(due[0]).not_before_ms is None
     assert len(yard.claim(due)) == 2
+
+
+def test_a_clock_believed_to_be_ahead_ends_no_job_early(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process believes of the database's clock is as wrong as the answer it took that from was slow."""
+    soon = yard.store.now_ms() + 30_000
+    ids = yard.submit(1, deadline_ms=soon, start_by_ms=soon)
+    waiting = yard.submit(1)
+    yard.fail_for_now(waiting, retry_in_ms=30_000)
+    monkeypatch.setattr(yard.store, "now_ms", lambda: soon + 30_000)
+    assert yard.store.expire_due(limit=10) == []
+    assert yard.store.promote_due(limit=10) == {}
+    assert yard.states([*ids, *waiting]) == [State.QUEUED, State.WAITING]
 
 
 def test_queued_and_waiting_jobs_expire_and_running_ones_do_not(yard: Yard) -> None:
