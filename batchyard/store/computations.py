@@ -93,7 +93,7 @@ class Computations(Moves):
                     _standing(rows.get(named.get(key, 0))),
                     now_ms=held.now_ms,
                     keep_ms=held.keep_ms,
-                    lease_until_ms=rows[mine[0]].lease_until,
+                    lease_until_ms=rows[mine[0]].lease_until or held.now_ms,
                 )
         self._name(connection, turns, named, keep_ms=held.keep_ms)
         self._follow(connection, turns, named, rows, deltas=deltas)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from msgspec.structs import replace
 
 from batchyard.jobs import ClaimedJob, Outcome, State
 from batchyard.sharing import Computed, Division
@@ -34,7 +35,8 @@ def led(yard: Yard, count: int = 2, **values: object) -> tuple[ClaimedJob, list[
 
 
 def followed(job: ClaimedJob) -> ClaimedJob:
-    return ClaimedJob(*(getattr(job, name) for name in ClaimedJob.__struct_fields__[:-1]), True)
+    """As its consumer holds it from then on."""
+    return replace(job, is_followed=True)
 
 
 def serve(job: ClaimedJob, result: Computed) -> Outcome:
