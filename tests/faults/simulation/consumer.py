@@ -11,6 +11,7 @@ import msgspec
 from batchyard.errors import Unavailable
 from batchyard.jobs import ClaimedJob, ErrorInfo, Outcome, State
 from batchyard.scheduling import FairShare, choose
+from batchyard.sharing import Computed, Division
 from batchyard_consumers.retries import RetryPolicy
 from tests.faults.simulation.parts import Link
 
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 3.0
 RETRIES = RetryPolicy(base_seconds=1.0, max_seconds=4.0, draw=lambda _low, high: high)
 
-Write = Callable[[], None]
+KEEP_MS = 20_000
+"""How long a result serves others."""
+
+Write = Callable[[], object]
 
 
 def answer(job_id: int, body: bytes) -> bytes:
     """The result of an input, which names both, so that crossed results show."""
     return b'{"of": %d, "given": %b}' % (job_id, body)
+
+
+def _served(job: ClaimedJob, result: Computed) -> Outcome:
+    return Outcome(job, State.SUCCEEDED, result.body, result.format, cost=result.cost, computed_by=result.job_id)
 
 
 class SimulatedConsumer:
@@ -116,8 +124,33 @@ class SimulatedConsumer:
         if dies:
             self._world.bury(self, executing=None)
         else:
-            self.held += jobs
+            self.held += self._shared(jobs) if self._world.shares else jobs
         return True
+
+    # --- results that serve others ---
+
+    def _shared(self, jobs: list[ClaimedJob]) -> list[ClaimedJob]:
+        """What is left to be computed; what others have computed is done."""
+        if not jobs:
+            return jobs
+        keys = [b"%d %b" % (job.tenant_id, job.input) for job in jobs]
+        owner, store, link = self.owner, self._world.store, self.link
+        found: list[Division] = []
+        self._world.late.append(self._fenced(jobs, lambda: self._share(store, jobs, keys, owner)))
+        with suppress(Unavailable):
+            self._fenced(jobs, lambda: found.append(self._share(link, jobs, keys, owner)))()
+        if not found:
+            return [msgspec.structs.replace(job, is_followed=True) for job in jobs]
+        [division] = found
+        self.done += [_served(job, division.served[job.id]) for job in jobs if job.id in division.served]
+        gone = division.served.keys() | division.following
+        left = [job for job in jobs if job.id not in gone]
+        return [msgspec.structs.replace(job, is_followed=job.id in division.computing) for job in left]
+
+    @staticmethod
+    def _share(through: Any, jobs: Sequence[ClaimedJob], keys: Sequence[bytes], owner: int) -> Division:
+        division: Division = through.share(jobs, keys, owner=owner, keep_ms=KEEP_MS)
+        return division
 
     # --- the device ---
 

@@ -17,6 +17,9 @@ CREATE TEMP TABLE history (n INTEGER PRIMARY KEY, job_id, max_failures, deadline
     {", ".join(f"{column}_was, {column}" for column in _COLUMNS)});
 CREATE TEMP TRIGGER record_change AFTER UPDATE ON main.jobs WHEN {_CHANGED}
     BEGIN INSERT INTO history VALUES (NULL, new.id, new.max_failures, new.deadline, {_PAIRS}); END;
+CREATE TEMP TABLE served (job_id PRIMARY KEY);
+CREATE TEMP TRIGGER record_serving AFTER UPDATE OF computed_by ON main.job_results
+    BEGIN INSERT INTO served VALUES (new.job_id); END;
 CREATE TEMP TRIGGER record_deletion AFTER DELETE ON main.jobs WHEN old.state < {int(State.SUCCEEDED)}
     BEGIN SELECT RAISE(ABORT, 'a job was deleted before its end'); END;
 """
@@ -57,6 +60,8 @@ class History:
         raw.executescript(INSTALL)
         self._seen = 0
         self.succeeded: dict[int, Change] = {}
+        self.cancelled = 0
+        """Jobs, while they ran."""
         self.claims: dict[int, int] = {}
         """Job → claims so far."""
         self._claims_held: dict[int, tuple[int, int]] | None = None
@@ -81,6 +86,15 @@ class History:
             except AssertionError as fault:
                 raise AssertionError(f"{fault}\n{self.of(change.job_id)}") from fault
 
+    def served(self) -> set[int]:
+        """Jobs that had their result from another, once each."""
+        return {job_id for (job_id,) in self._raw.execute("SELECT job_id FROM served").fetchall()}
+
+    def _follows(self, change: Change) -> bool:
+        """Whether a job waits because another goes first."""
+        follower = "SELECT 1 FROM followers WHERE job_id = ? AND attempt = ?"
+        return self._raw.execute(follower, (change.job_id, change.attempt)).fetchone() is not None
+
     def of(self, job_id: int) -> str:
         """All that happened to one job, for people."""
         rows = self._raw.execute("SELECT * FROM history WHERE job_id = ? ORDER BY n", (job_id,)).fetchall()
@@ -95,6 +109,7 @@ class History:
         )
         self._check_fence(change, was, state)
         self._check_budgets(change, was, state)
+        self.cancelled += (was, state) == (State.RUNNING, State.CANCELLED)
         if state is State.SUCCEEDED:
             self.succeeded[change.job_id] = change
 
@@ -115,7 +130,7 @@ class History:
             change.preemptions - change.preemptions_was,
         )
         ended = was is State.RUNNING and state is State.FAILED
-        may_fail = ended or (was is State.RUNNING and state is State.WAITING)
+        may_fail = ended or (was is State.RUNNING and state is State.WAITING and not self._follows(change))
         assert failed in ((0, 1) if ended else (int(may_fail),)), "a failure is charged for a failure alone"
         assert crashed == 0 or (crashed == 1 and was is State.RUNNING), "a crash is charged once"
         assert preempted == 0 or (preempted, was, state) == (1, State.RUNNING, State.QUEUED), "charged once"

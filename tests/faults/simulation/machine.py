@@ -48,9 +48,9 @@ TROUBLE = [
 class Simulation(RuleBasedStateMachine):
     """Rules are things that happen; what must hold is checked after each, and all that was promised at the end."""
 
-    @initialize(consumers=st.integers(1, 2), claims_idly=st.booleans(), moods=SOME_MOODS)
-    def begin(self, consumers: int, claims_idly: bool, moods: list[str]) -> None:
-        self.world = World(claims_idly=claims_idly)
+    @initialize(consumers=st.integers(1, 2), claims_idly=st.booleans(), shares=st.booleans(), moods=SOME_MOODS)
+    def begin(self, consumers: int, claims_idly: bool, shares: bool, moods: list[str]) -> None:
+        self.world = World(claims_idly=claims_idly, shares=shares)
         self.keys = 0
         self.bulks: list[BulkView] = []
         self.world.consumers += [SimulatedConsumer(self.world) for _ in range(consumers)]

@@ -15,8 +15,11 @@ from msgspec.structs import replace
 from pysqlite3 import dbapi2
 
 from batchyard.jobs import ClaimedJob, State
+from batchyard.sharing import Turn, take_turns
+from batchyard.store import computations
 from batchyard.store.chores import Chores
 from batchyard.store.fleet import Fleet
+from batchyard.store.moves import Moves
 from batchyard.store.reaping import Reaping
 from batchyard.store.sqlite import claims
 from tests.faults.simulation.consumer import LEASE_SECONDS
@@ -124,12 +127,28 @@ def count_usage_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(claims, "sort_out", counting_all)
 
 
+def give_way_at_whatever_attempt(patch: pytest.MonkeyPatch) -> None:
+    """Who lets another go first is fenced by nothing."""
+    patch.setattr(computations, "_is_held", lambda row, _job, *, owner: row is not None and row.state == State.RUNNING)
+
+
+def keep_followers_waiting(patch: pytest.MonkeyPatch) -> None:
+    """Nobody makes those due that wait for another job, and no lease does."""
+    patch.setattr(Moves, "_free_followers", lambda *_: None)
+
+    def for_ever(*mine: Any, **named: Any) -> Turn:
+        turn = take_turns(*mine, **named)
+        return turn._replace(until_ms=turn.until_ms + 10**9)
+
+    patch.setattr(computations, "take_turns", for_ever)
+
+
 # --- and what shows each of them ---
 
 
-def begun(*moods: str) -> Simulation:
+def begun(*moods: str, shares: bool = False) -> Simulation:
     machine = Simulation()
-    machine.begin(consumers=1, claims_idly=True, moods=list(moods))
+    machine.begin(consumers=1, claims_idly=True, shares=shares, moods=list(moods))
     return machine
 
 
@@ -208,6 +227,26 @@ def a_running_job_is_cancelled() -> None:
     ended(machine)
 
 
+def one_gives_way_at_the_next_attempt() -> None:
+    machine = begun("echo", shares=True)
+    for _ in range(3):
+        machine._submit(["mend"])
+    work(machine, jobs=8, then="write")  # the first fails for now, and the others compute by themselves
+    machine.world.store.promote_due(limit=10)
+    machine.world.consumers[0].claim_head()
+    for place in reversed(range(len(machine.world.late))):
+        machine.arrive_late(place)
+    ended(machine)
+
+
+def several_compute_the_same() -> None:
+    machine = begun("mend", shares=True)
+    machine._submit(["mend"])
+    machine._submit(["mend"])
+    work(machine, jobs=8, then="write")
+    ended(machine)
+
+
 SHOWN_BY: dict[Callable[[pytest.MonkeyPatch], None], Callable[[], None]] = {
     drop_the_attempt: an_outcome_arrives_at_the_next_attempt,
     release_whatever_attempt: a_release_arrives_at_the_next_attempt,
@@ -219,6 +258,8 @@ SHOWN_BY: dict[Callable[[pytest.MonkeyPatch], None], Callable[[], None]] = {
     claim_without_a_lease: a_lease_runs_out,
     succeed_though_cancelled: a_running_job_is_cancelled,
     count_usage_twice: an_outcome_arrives_twice,
+    give_way_at_whatever_attempt: one_gives_way_at_the_next_attempt,
+    keep_followers_waiting: several_compute_the_same,
 }
 
 
