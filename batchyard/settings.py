@@ -141,6 +141,8 @@ class ModelSettings:
     """The default for its jobs."""
     weight: float = 1.0
     """Share of the bare name's jobs among the versions of this model."""
+    share: float = 1.0
+    """Of a consumer's device while other models of it have work as well: its part against theirs."""
     dtype: Literal["float32", "bfloat16", "float16", "int8", "auto"] = "float32"
     """What it computes in, or keeps its weights in; `auto`: the fastest that stays close to float32, found out when it
     is loaded."""

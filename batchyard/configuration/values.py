@@ -250,6 +250,7 @@ RULES: Mapping[str, Rule] = {
     "models.version": matching(NAME.pattern, "letters, digits, dots, dashes and underscores, at most 63"),
     "models.digest": matching(r"(sha256:[0-9a-f]{64})?", '"sha256:" and 64 hexadecimal digits in lower case'),
     "models.weight": at_least(0),
+    "models.share": above(0),
     "models.batch_budget": at_least(1),
     "models.max_run_seconds": _SECONDS,
     "models.p99_batch_seconds": _SECONDS,

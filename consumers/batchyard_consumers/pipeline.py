@@ -18,7 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from batchyard.flight_recorder import FlightRecorder
-from batchyard.jobs import ClaimedJob, Outcome, State
+from batchyard.jobs import ClaimedJob
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel, Closed
@@ -214,10 +214,7 @@ class Pipeline:
     def cancel(self, ids: frozenset[int]) -> None:
         """Drop jobs whose cancellation was asked for, as far as they wait for the device or may leave it; the others
         are written as cancelled by the store when they finish."""
-        dropped = self._pools.drop(ids)
-        for served, entry in dropped:
-            self.holding.left_pool(served, 1)
-            outcome = Outcome(entry[2], State.CANCELLED, cost=entry[0])
+        for outcome in self._pools.drop(ids):
             # Never waiting: this is the heartbeat's thread, and the lease matters more than a full channel.
             self._finished.put(Finished(owner=self.owner, outcomes=[outcome]), at_once=True)
         for loop in self._continuous:

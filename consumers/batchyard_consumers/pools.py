@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from batchyard.jobs import ClaimedJob, Lane
-from batchyard_consumers.batching import Entry, Formed, Limits, Pool, Standing, Turns, patience_seconds
+from batchyard.jobs import ClaimedJob, Lane, Outcome, State
+from batchyard_consumers.batching import Formed, Limits, Pool
 from batchyard_consumers.channels import Closed
 from batchyard_consumers.held import Batch, Holding
 from batchyard_consumers.served import Served
+from batchyard_consumers.turns import Contender, Turns, patience_seconds
 
 AGE_CAP_SECONDS, SWEEPS = 3.0, 3.0
 """A job older than this, or than so many sweeps over its pool, goes next."""
@@ -137,7 +138,7 @@ class Pools:
         """A version's batch is through; note what it took of the device."""
         with self._changed:
             self._out[served.name] -= 1
-            self._turns.charge(served.name, seconds=seconds)
+            self._turns.charge(served.name, seconds=seconds, share=served.settings.share)
 
     def is_free_of(self, served: Served) -> bool:
         """Whether no job of a version waits for the device or is on it."""
@@ -145,10 +146,32 @@ class Pools:
             is_again = any(batch.served is served for batch in self._again)
             return not is_again and not self._out[served.name] and not len(self._pools[served.name])
 
-    def drop(self, ids: frozenset[int]) -> list[tuple[Served, Entry]]:
+    def drop(self, ids: frozenset[int]) -> list[Outcome]:
         """Take jobs out that are not wanted any more."""
         with self._changed:
-            return [(served, entry) for name, served in self._versions.items() for entry in self._pools[name].drop(ids)]
+            dropped: list[Outcome] = []
+            for name, served in self._versions.items():
+                entries = self._pools[name].drop(ids)
+                if entries:
+                    self._holding.left_pool(served, len(entries))
+                dropped += [Outcome(job, State.CANCELLED, cost=cost) for cost, _, job, _ in entries]
+            return dropped + self._drop_parts(ids)
+
+    def _drop_parts(self, ids: frozenset[int]) -> list[Outcome]:
+        """Out of the parts of failed batches, which have left their pools already."""
+        dropped: list[Outcome] = []
+        parts, self._again = self._again, deque()
+        for batch in parts:
+            spent = zip(batch.jobs, batch.costs, batch.device_us(), strict=True)
+            dropped += [
+                Outcome(job, State.CANCELLED, cost=cost, device_us=device_us)
+                for job, cost, device_us in spent
+                if job.id in ids
+            ]
+            kept = [place for place, job in enumerate(batch.jobs) if job.id not in ids]
+            if kept:
+                self._again.append(batch if len(kept) == len(batch.jobs) else batch.part(kept))
+        return dropped
 
     def take_all(self, *, owner: int | None = None) -> list[tuple[Served, list[ClaimedJob], bool]]:
         """Empty everything; with `owner`, go on under a new registration.
@@ -189,8 +212,8 @@ class Pools:
 
     def _choose(self, *, helps: bool) -> Served | None:
         now_ns = self._clock_ns()
-        standings = [
-            Standing(
+        contenders = [
+            Contender(
                 key=name,
                 is_firm=pool.holds_rank_above(FIRM_RANK - 1),
                 is_overdue=(oldest := pool.oldest_ns()) is not None and now_ns - oldest > AGE_CAP_SECONDS * 1e9,
@@ -198,7 +221,7 @@ class Pools:
             for name, pool in self._pools.items()
             if len(pool) and not self._versions[name].is_continuous
         ]
-        key = self._turns.pick(standings, among=lambda name: not helps or self._versions[name].is_concurrent)
+        key = self._turns.pick(contenders, among=lambda name: not helps or self._versions[name].is_concurrent)
         return None if key is None else self._versions[key]
 
     def _patience(self, served: Served) -> float:

@@ -1,13 +1,11 @@
 import random
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard.jobs import ClaimedJob
-from batchyard_consumers.batching import PETTY_WASTE, Formed, Limits, Pool, Standing, Turns, patience_seconds
+from batchyard_consumers.batching import PETTY_WASTE, Formed, Limits, Pool
 from tests.unit.consumers.jobs import TOLERANT, claimed
 
 SECOND = 1_000_000_000
@@ -297,85 +295,3 @@ def test_padding_is_small_over_a_deep_pool() -> None:
         assert formed is not None
         cost, padded = cost + formed.cost, padded + formed.padded_cost
     assert padded / cost < 1.08
-
-
-# --- between models ---------------------------------------------------------------------------------------------------
-
-
-def shares(rounds: int, seconds: Callable[[str], float], **weights: float) -> dict[str, float]:
-    turns, used = Turns(), dict.fromkeys(weights, 0.0)
-    for _ in range(rounds):
-        key = turns.pick([Standing(key=name, weight=weight) for name, weight in weights.items()])
-        assert key is not None
-        turns.charge(key, seconds=seconds(key), weight=weights[key])
-        used[key] += seconds(key)
-    return used
-
-
-def test_models_share_the_device_by_time_not_by_batches() -> None:
-    used = shares(600, lambda key: 0.5 if key == "slow" else 0.01, slow=1.0, fast=1.0)
-    assert used["slow"] == pytest.approx(used["fast"], rel=0.2)
-
-
-def test_weights_divide_the_device() -> None:
-    used = shares(400, lambda _: 0.1, a=3.0, b=1.0)
-    assert used["a"] == pytest.approx(3 * used["b"], rel=0.1)
-
-
-def test_a_version_that_was_idle_is_not_owed_the_past() -> None:
-    turns = Turns()
-    a, b = Standing(key="a"), Standing(key="b")
-    for _ in range(50):
-        assert turns.pick([a]) == "a"
-        turns.charge("a", seconds=1.0)
-    picks = []
-    for _ in range(6):
-        key = turns.pick([a, b])
-        assert key is not None
-        picks.append(key)
-        turns.charge(key, seconds=1.0)
-    assert picks.count("b") in {3, 4}
-
-
-def test_whoever_may_take_only_some_leaves_the_others_their_turn() -> None:
-    turns = Turns()
-    a, b = Standing(key="a"), Standing(key="b")
-    assert turns.pick([a, b]) == "a"
-    turns.charge("a", seconds=1.0)
-    assert turns.pick([a, b], among=lambda key: key == "a") == "a"
-    turns.charge("a", seconds=1.0)
-    # b has waited all the while: it is owed two.
-    for _ in range(2):
-        assert turns.pick([a, b]) == "b"
-        turns.charge("b", seconds=1.0)
-    assert turns.pick([a, b], among=lambda key: key == "c") is None
-
-
-def test_firm_work_of_any_model_goes_first_until_tolerant_work_is_overdue() -> None:
-    turns = Turns()
-    firm, tolerant = Standing(key="f"), Standing(key="t", is_firm=False)
-    for _ in range(5):
-        assert turns.pick([tolerant, firm]) == "f"
-        turns.charge("f", seconds=1.0)
-    assert turns.pick([Standing(key="t", is_firm=False, is_overdue=True), firm]) == "t"
-    assert turns.pick([]) is None
-
-
-@pytest.mark.parametrize(
-    ("waiting", "on_their_way", "firm", "predicted", "seconds"),
-    [
-        (100, 50, True, 1.0, 0.0),  # a full batch
-        (10, 0, True, 1.0, 0.0),  # nothing is coming
-        (10, 5, True, 1.0, 0.020),
-        (10, 5, False, 1.0, 0.050),
-        (10, 5, True, 0.004, 0.004),  # never longer than the batch itself
-        (10, 5, True, None, 0.020),
-    ],
-)
-def test_a_free_device_waits_only_for_what_is_on_its_way(
-    waiting: int, on_their_way: int, firm: bool, predicted: float | None, seconds: float
-) -> None:
-    found = patience_seconds(
-        waiting_cost=waiting, budget=100, on_their_way=on_their_way, is_firm=firm, predicted_seconds=predicted
-    )
-    assert found == seconds

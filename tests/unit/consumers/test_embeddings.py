@@ -11,7 +11,19 @@ from batchyard.settings import ModelSettings
 from batchyard_consumers.runtimes import make_model
 from batchyard_consumers.runtimes.embeddings import SentenceEmbeddings
 
-TEXTS = ["short", "", "Zwölf Boxkämpfer jagen Viktor", "a longer text " * 40, "far too long " * 400]
+TEXTS = [
+    *("short", "", "Zwölf Boxkämpfer jagen Viktor", "a longer text " * 40, "far too long " * 400),
+    *(
+        " \n\t ",
+        "x" * 10_000,
+        "word " * 2_000,
+        "🙂👩‍👩‍👧🏳️‍🌈",
+        "\0\x01\x1b[31m\x7f",
+        "\u202e\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",  # from right to left
+        "e\u0301\ufeff",
+        "未知的字",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,7 @@ def test_a_deaf_connection_is_replaced_only_where_tickets_wait() -> None:
         line.pipeline,
         waiting_tickets=lambda: waiting[0],
         reconnect=lambda: asked.append(now[0]),
-        on_hang=lambda _: None,
+        on_hang=lambda *_: None,
         clock=lambda: now[0],
     )
     watchdog.check()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,3 +132,31 @@ def test_closing_wakes_everybody(helps: bool) -> None:
     threading.Thread(target=wait, daemon=True).start()
     pools.close()
     assert ended.wait(10)
+
+
+def test_cancelled_jobs_leave_the_parts_of_failed_batches_too() -> None:
+    shy, _ = versions = two_versions()
+    pools, holding = made(versions)
+    batch = failed(shy, claimed(1))
+    batch.jobs, batch.items, batch.costs = [claimed(n) for n in range(1, 5)], [None] * 4, [1] * 4
+    batch.cost, batch.seconds = 4, 0.4
+    pools.put_back(batch.halves())
+    add(pools, holding, shy, 5, 6)
+    dropped = pools.drop(frozenset([2, 3, 4, 6]))
+    assert sorted((one.job.id, one.device_us) for one in dropped) == [(2, 100_000), (3, 100_000), (4, 100_000), (6, 0)]
+    assert [ids_of(pools.next().jobs) for _ in range(2)] == [[1], [5]]
+    assert pools.jobs == 0
+
+
+def test_versions_have_the_device_by_their_shares() -> None:
+    shy, concurrent = two_versions()
+    shy.settings = replace(shy.settings, share=3.0)
+    pools, holding = made([shy, concurrent])
+    add(pools, holding, shy, *range(1, 41))
+    add(pools, holding, concurrent, *range(41, 81))
+    served = []
+    for _ in range(20):
+        batch = pools.next()
+        served.append(batch.served.name)
+        pools.charge(batch.served, seconds=0.1)
+    assert served.count(shy.name) in {14, 15, 16}
