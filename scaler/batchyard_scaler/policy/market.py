@@ -10,7 +10,7 @@ from batchyard_scaler.policy.choice import cheapest_first, unit_price
 from batchyard_scaler.policy.demand import fewest, lacking, soonest_useful
 from batchyard_scaler.policy.hold import hold_seconds
 from batchyard_scaler.policy.records import Pool
-from batchyard_scaler.policy.spot import WAIT_STARTS, can_count_on_starts, over_provision, urgent
+from batchyard_scaler.policy.spot import can_count_on_starts, over_provision, urgent, wait_seconds
 from batchyard_scaler.policy.surplus import busy_of, surplus
 from batchyard_scaler.policy.work import Piece, Replicas, Spare, apart_from_late, by_deadline, less, rest_of
 
@@ -21,11 +21,6 @@ FORECAST_STARTS = 2.0
 MARGIN_JOBS = 2.0
 """Where replicas may go at any time, work is wanted so many times a job's length before it is due: who just begins a
 job when another must start keeps it waiting, and what a preemption cuts off begins anew."""
-
-
-HEADROOM = 0.85
-"""Of what replicas can do, so much is counted on before on-demand ones are started: jobs come in bunches, and consumers
-take them by arrival until they become urgent."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,14 +50,14 @@ class Want:
     def work_seconds(self) -> float:
         return sum(piece.work_seconds for piece in self.pieces)
 
-    def capacity(self, *, with_new: bool = True, speed: float | None = None) -> Replicas:
+    def capacity(self, *, with_new: bool = True) -> Replicas:
         """Of what is there, and of what is asked for beyond that where it is likely to come."""
         ready, starting = state_of(self.pool)
         with_new = with_new and (self.pool.capacity == "on_demand" or can_count_on_starts(self.pool))
         new = max(0, self.replicas - ready - len(starting)) if with_new else 0
         ready = min(ready, self.pool.maximum)
         coming = [*starting, *[self.pool.cold_start_seconds] * new][: self.pool.maximum - ready]
-        return Replicas(ready, coming, speed=speed or self.pool.speed)
+        return Replicas(ready, coming, speed=self.pool.speed)
 
     def ask(self, replicas: int, *, rule: str, due_seconds: float | None) -> None:
         self.replicas = min(replicas, self.pool.maximum)
@@ -131,7 +126,7 @@ def _size_movable(wants: Mapping[str, Want], pieces: list[Piece]) -> None:
                               speed=want.pool.speed)  # fmt: skip
             pieces = _without(pieces, want.pool, Spare(anyway, want.taken))
     on_demand = [want.pool for want in wants.values() if want.pool.capacity == "on_demand"]
-    reserve = WAIT_STARTS * max((pool.cold_start_seconds for pool in on_demand), default=0.0)
+    reserve = max(map(wait_seconds, on_demand), default=0.0)
     ahead = [piece._replace(due_seconds=piece.due_seconds - reserve) for piece in pieces]
     for pool in sorted((want.pool for want in wants.values()), key=lambda pool: (unit_price(pool), pool.name)):
         want = wants[pool.name]
@@ -158,8 +153,7 @@ def _left_by_spot(want: Want, pieces: Sequence[Piece], on_demand: Sequence[Pool]
     if want.pool.count("ready", "starting") and on_demand:
         soonest = min(soonest_useful(other, pieces) for other in on_demand)
     kept, overdue = apart_from_late(pieces, want.capacity(), until_seconds=soonest)
-    short = want.capacity(speed=HEADROOM * want.pool.speed)
-    return [*rest_of(kept, short, kept_until_seconds=soonest), *overdue]
+    return [*rest_of(kept, want.capacity(), kept_until_seconds=soonest), *overdue]
 
 
 def _is_held(want: Want, pieces: Sequence[Piece], *, reserve_seconds: float = 0.0) -> bool:
@@ -194,7 +188,7 @@ def _fall_back(want: Want, pieces: Sequence[Piece], ahead: Sequence[Piece]) -> N
     live = ready + len(starting)
     free_ready = max(0, ready - firm)
     free_starting = starting[max(0, firm - ready) :]
-    free = Replicas(free_ready, free_starting, speed=HEADROOM * pool.speed)
+    free = Replicas(free_ready, free_starting, speed=pool.speed)
     need = lacking(urgent(pieces, pool=pool), free, pool=pool)
     if need.replicas:
         want.ask(max(live, firm) + need.replicas, rule="fallback", due_seconds=need.due_seconds)

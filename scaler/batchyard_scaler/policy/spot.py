@@ -8,11 +8,19 @@ from batchyard_scaler.policy.demand import lacking
 from batchyard_scaler.policy.records import Pool, Zone
 from batchyard_scaler.policy.work import Piece, Replicas
 
-WAIT_STARTS = 2.0
-"""On-demand replicas take over what spot has not done so many starts before their own latest safe start; and are let go
-once spot is ahead by as much. Waiting longer saves what spot might still do, and risks more."""
+LEAST_WAIT_STARTS, MOST_WAIT_STARTS = 2.0, 4.0
+WAIT_SHARE = 0.25
+"""On-demand replicas take over what spot has not done a quarter of the usual slack before their own latest safe start,
+but two starts before it at the least and four at the most; and are let go once spot is ahead by as much. The later, the
+more spot may still do; the earlier, the fewer replicas do it, and the longer each works for its start."""
 MANY = 10
 """From so many replicas on, two may go at once."""
+
+
+def wait_seconds(pool: Pool) -> float:
+    """How long before its own latest safe start an on-demand pool takes over from spot."""
+    least, most = LEAST_WAIT_STARTS * pool.cold_start_seconds, MOST_WAIT_STARTS * pool.cold_start_seconds
+    return min(most, max(least, WAIT_SHARE * (pool.usual_slack_seconds or 0.0)))
 
 
 def is_calm(zone: Zone, *, pool: Pool) -> bool:
@@ -58,13 +66,14 @@ def over_provision(pool: Pool, pieces: Sequence[Piece], *, replicas: int) -> int
 
 def urgent(pieces: Sequence[Piece], *, pool: Pool) -> Sequence[Piece]:
     """The work that can no longer wait for spot: what an on-demand pool, all of it, must begin now or within
-    `WAIT_STARTS`, and what is due before it."""
+    `wait_seconds`, and what is due before it."""
     last = total = 0.0
     most = max(1, pool.maximum) * pool.speed
+    ahead = pool.cold_start_seconds + wait_seconds(pool)
     until = 0
     for index, piece in enumerate(pieces, 1):
         total += piece.work_seconds
-        last = piece.due_seconds - (1 + WAIT_STARTS) * pool.cold_start_seconds - total / most
+        last = piece.due_seconds - ahead - total / most
         if last <= 0:
             until = index
     return pieces[:until]

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from batchyard_scaler.policy.market import HEADROOM
 from batchyard_scaler.policy.records import Replica, Zone
 from batchyard_scaler.policy.spot import can_count_on_starts, spread
 from tests.unit.scaler.policy.fleets import COLD, NO_DEADLINE, decided, decisions, demand, due, pool, spot
@@ -81,16 +80,27 @@ def test_a_small_on_demand_pool_takes_over_earlier() -> None:
     assert made["od"].replicas == 2
 
 
+@pytest.mark.parametrize(("slack", "starts"), [(None, 2), (300, 2), (720, 3), (14_400, 4)])
+def test_where_jobs_have_long_on_demand_takes_over_earlier_with_fewer_replicas(
+    slack: float | None, starts: float
+) -> None:
+    """And no earlier than four starts before its own latest moment: until then spot may come back."""
+    on_demand = pool("od", price_per_hour=1.0, usual_slack_seconds=slack)
+    pools, last = [on_demand, spot(zones=REFUSING)], (1 + starts) * COLD
+    assert decisions(pools, demand(due(last + 5, 100), is_tolerant=True))["od"].replicas == 0
+    assert decisions(pools, demand(due(last - 5, 100), is_tolerant=True))["od"].replicas == 1
+
+
 def test_only_what_spot_cannot_make_falls_back() -> None:
     pools = [pool("od", price_per_hour=1.0), spot(ready=5, busy=5, zones=REFUSING)]
-    made = decisions(pools, demand(due(170, HEADROOM * 5 * 170 + 200), is_tolerant=True))
+    made = decisions(pools, demand(due(170, 5 * 170 + 200), is_tolerant=True))
     assert made["od"].replicas == 2
     assert made["od"].unmeetable_jobs == 0
 
 
 def test_spot_that_starts_is_counted_on() -> None:
     pools = [pool("od", price_per_hour=1.0), spot(starting=[20.0] * 10, zones=REFUSING)]
-    assert decisions(pools, demand(due(170, HEADROOM * 1_490), is_tolerant=True))["od"].replicas == 0
+    assert decisions(pools, demand(due(170, 1_400), is_tolerant=True))["od"].replicas == 0
 
 
 def test_on_demand_is_let_go_once_spot_is_ahead_by_two_starts() -> None:
