@@ -15,13 +15,16 @@ from typing import NamedTuple
 
 import httpx
 import psutil
+from prometheus_client import Histogram
 
 from batchyard.configuration import load_settings
+from batchyard.exposition import Snapshot, snapshot
 from batchyard.jobs import Lane, Submission
 from batchyard.settings import Settings
 from batchyard.store import migrate
 from batchyard.store.base import JobStore, ModelConfig
 from batchyard.store.open import open_store
+from batchyard.telemetry import ConsumerMetrics, new_registry
 from batchyard_scaler.sizing import Sizer
 from tests.checkouts import REPOSITORY
 from tests.servers.processes import free_port, running, server_folder
@@ -29,6 +32,7 @@ from tests.servers.processes import free_port, running, server_folder
 MODELS_A_POOL = 10
 DEADLINES = 5
 """Of each queue, 15 minutes apart."""
+CONSUMERS = 50
 TIMES = 30
 
 
@@ -64,6 +68,9 @@ def measure(*, queues: int, jobs: int) -> Iterator[tuple[str, Timing]]:
                 httpx.Client(base_url=url, timeout=60) as http,
             ):
                 yield f"GET /metrics, {asked}", _times(lambda: http.get("/metrics").raise_for_status(), pid=api.pid)
+                _add_consumers(store)
+                took = _times(lambda: http.get("/metrics").raise_for_status(), pid=api.pid)
+                yield f"GET /metrics, {asked}, {CONSUMERS} consumers", took
         finally:
             store.close()
 
@@ -105,6 +112,31 @@ def _fill(store: JobStore, settings: Settings, *, jobs: int) -> None:
                 for step in range(DEADLINES)
             ]
         )
+
+
+def _add_consumers(store: JobStore) -> None:
+    """Each with all that it counts of one model."""
+    for number, version in zip(range(CONSUMERS), store.models(), strict=False):
+        counted = _counted(version.name)
+        owner = store.register_consumer(
+            pool=f"pool-{number // MODELS_A_POOL * MODELS_A_POOL}",
+            host="host",
+            pid=number,
+            device="cpu",
+            capacity="on_demand",
+            queue_ids=list(version.queue_ids.values()),
+            lease_ms=600_000,
+        )
+        store.renew(owner, lease_ms=600_000, state="ready", stats={"samples": counted})
+
+
+def _counted(model: str) -> Snapshot:
+    registry = new_registry()
+    metrics = ConsumerMetrics(registry)
+    for histogram in vars(metrics).values():
+        if isinstance(histogram, Histogram):
+            (histogram.labels(model) if histogram._labelnames else histogram).observe(0.02)
+    return snapshot(registry)
 
 
 def _times(call: Callable[[], object], *, pid: int) -> Timing:

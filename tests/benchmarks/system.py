@@ -46,9 +46,17 @@ class System:
 
 @contextmanager
 def running_system(
-    *, database: str, models: str = NOOP, consumers: int = 1, device: str = "auto", code: Path = REPOSITORY
+    *,
+    database: str,
+    models: str = NOOP,
+    consumers: int = 1,
+    most: int = 1,
+    device: str = "auto",
+    code: Path = REPOSITORY,
 ) -> Iterator[System]:
     """`batchyard up` in an empty folder, ready to serve; `database` is "sqlite" or "postgres", `code` a checkout.
+
+    It begins with `consumers` and may have up to `most`.
 
     Without consumers it may start one for the first job, unless its pool is pinned.
     """
@@ -60,7 +68,7 @@ def running_system(
         configuration += f'[database]\nurl = "{server.url}"\n' if server else ""
         configuration += f"{models}\n[pools.local]\nmodels = {_names(models)}\n"
         configuration += f'device = "{device}"\n'
-        configuration += f"min = {consumers}\nmax = {max(1, consumers)}\n"
+        configuration += f"min = {consumers}\nmax = {max(most, consumers)}\n"
         (directory / "batchyard.toml").write_text(configuration)
         command = [sys.executable, "-m", "batchyard.cli", "--config", "batchyard.toml", "up"]
         url = f"http://127.0.0.1:{port}"
