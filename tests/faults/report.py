@@ -35,7 +35,10 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     overtaken: int
     """Faults after which another one struck before that."""
     overtaken_waits: list[tuple[str, int]] = []
-    """Of these, the milliseconds from their own end, whatever else struck meanwhile."""
+    """Of these, the milliseconds from their own end, whatever else struck meanwhile: a database that was away meanwhile
+    starts the patience with silent consumers anew."""
+    undisturbed_waits: list[tuple[str, int]] = []
+    """Of these, the milliseconds from the end of the last one that struck meanwhile."""
     ticketed: int
     claimed: int
     """Both without faults."""
@@ -67,6 +70,11 @@ def findings(history: History, *, digest: str, seconds: float) -> Findings:
         waits=[(each.name, each.ms) for each in recovered if each.ms is not None and not each.was_overtaken],
         overtaken=sum(each.was_overtaken for each in recovered),
         overtaken_waits=[(each.name, each.ms) for each in recovered if each.ms is not None and each.was_overtaken],
+        undisturbed_waits=[
+            (each.name, each.undisturbed_ms)
+            for each in recovered
+            if each.undisturbed_ms is not None and each.was_overtaken
+        ],
         ticketed=sum(calm.ticketed for calm in history.calms),
         claimed=sum(calm.claimed for calm in history.calms),
         rules=Counter(anomaly.rule for anomaly in anomalies),
@@ -90,7 +98,8 @@ def totals(every: Sequence[Findings]) -> str:
             f"unexpected {sum(each.unexpected for each in every)}",
             f"recovered from {len(waits) + overtaken} ({overtaken} overtaken by the next)",
             _spread(waits),
-            f"with those overtaken {_spread([*waits, *(ms for each in every for _, ms in each.overtaken_waits)])}",
+            f"those overtaken from the last {_spread([ms for each in every for _, ms in each.undisturbed_waits])}",
+            f"from their own end {_spread([ms for each in every for _, ms in each.overtaken_waits])}",
             f"{sum(each.ticketed for each in every) / max(claimed, 1):.2f} ids ticketed per job claimed",
         ]
     )

@@ -146,7 +146,7 @@ def fill(path: Path) -> None:
 
 
 TRANSACTION_JOBS = int(os.environ.get("OPEN_TRANSACTION_JOBS", "60000"))
-CLAIM_JOBS = 100
+CLAIM_JOBS = max(100, TRANSACTION_JOBS // 4000)
 
 
 @pytest.mark.slow
@@ -178,6 +178,7 @@ def claim_seconds(yard: Yard, *, jobs: int) -> list[float]:
     for _ in range(jobs // 1000):
         (answer,) = yard.store.submit([yard.submission(1000)])
         assert isinstance(answer, Accepted)
+        assert yard.store.renew(yard.owner, lease_ms=60_000, state="ready", stats={}).alive
         for _ in range(1000 // CLAIM_JOBS):
             began = time.monotonic()
             lines = yard.store.head(yard.queue, after={}, jobs=CLAIM_JOBS, urgent_before_ms=0)
