@@ -13,10 +13,11 @@ import pytest
 
 from batchyard.broker import Broker, decode_ticket
 from batchyard.errors import BrokerDown, Unavailable
+from batchyard.exposition import snapshot
 from batchyard.jobs import ClaimedJob, ErrorInfo, Lane, Outcome, PayloadReference, State
 from batchyard.settings import DatabaseSettings, QueueSettings, RetentionSettings, Settings
 from batchyard.store.base import BulkConfig, JobStore, ModelVersion, PayloadInfo
-from batchyard.telemetry import DispatcherMetrics, new_registry, snapshot
+from batchyard.telemetry import DispatcherMetrics, new_registry
 from batchyard.testing import memory_store
 from batchyard.ticketing import Allowance, ControlLink, queue_names
 from batchyard_producer.dispatcher import Dispatcher, Timing
