@@ -213,6 +213,9 @@ class PoolSettings:
     memory_gib: float | None = None
     """What the models of one consumer may take together on its device; those with work take turns where they need more.
     None: nine tenths of a GPU, or of its share; on a CPU all that is there."""
+    host_memory_gib: float | None = None
+    """Of the machine's memory, for each consumer on a GPU: weights of evicted models, for their quick return. 0: none.
+    None: as much as leaves a quarter of it free."""
     hardware: str = ""
     """A class of `[hardware.NAME]`, for Kubernetes; without one a GPU, or none where the device is "cpu"."""
     min: int = 0

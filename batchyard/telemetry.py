@@ -208,6 +208,9 @@ class ConsumerMetrics:
         )
         self.model_resident = make.gauge("model_resident", "1 where the model is loaded", "model")
         self.model_load_seconds = make.gauge("model_load_seconds", "Duration of the last load", "model")
+        self.model_return_seconds = make.gauge(
+            "model_return_seconds", "Duration of the last return from the machine's memory", "model"
+        )
         self.model_load_failures = make.counter("model_load_failures_total", "Loads that failed", "model")
 
 

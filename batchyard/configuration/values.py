@@ -258,6 +258,7 @@ RULES: Mapping[str, Rule] = {
     "models.gpu_memory_gib": above(0),
     "models.cache_seconds": above(0),
     "pools.memory_gib": above(0),
+    "pools.host_memory_gib": at_least(0),
     "hardware.cpus": above(0),
     "hardware.memory_gib": above(0),
     "hardware.resource": matching(

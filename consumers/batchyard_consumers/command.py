@@ -154,7 +154,7 @@ def _is_unknown(store: JobStore, version_id: int) -> bool:
 
 
 def _described(served: Any) -> str:
-    from batchyard_consumers.residents import size_of
+    from batchyard_consumers.host_copies import size_of
 
     unit = served.model.cost_unit
     words = [f"loaded in {served.load_seconds:.2f} s", f"computes in {served.dtype}"]

@@ -25,6 +25,7 @@ from batchyard_consumers.drain import Blame, Drain
 from batchyard_consumers.executing import Task, open_recorder
 from batchyard_consumers.failures import in_a_line
 from batchyard_consumers.heartbeat import Heartbeat, SpeedReporter
+from batchyard_consumers.host_copies import host_room
 from batchyard_consumers.loading import Loader
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.notices.clouds import Metadata, Notice
@@ -140,7 +141,9 @@ class Consumer:
             loader=Loader(store=store, device=self.device_name, meter=self.meter, on_loaded=self._loaded),
             holder=self.pipeline,
             store=store,
+            device=self.device_name,
             room=room_on(self.device_name, pool),
+            host_room=host_room(self.device_name, pool),
             stopping=self._stopping,
         )
 

@@ -135,7 +135,7 @@ class Device:
                 if renewed.jobs:
                     self._run(number, renewed)
                 else:
-                    self._pools.charge(batch.served, seconds=0.0)
+                    self.through(batch)
             finally:
                 self._running[number] = None
 
@@ -161,8 +161,14 @@ class Device:
             self.fail(batch, error)
             if loses_device(error):
                 raise Closed
-        # Last, so that a version whose batch is about to be put back in halves does not seem to be through.
+            # Last, so that a version whose batch is about to be put back in halves does not seem to be through.
+            self.through(batch)
         self._pools.charge(batch.served, seconds=batch.device_seconds)
+
+    def through(self, batch: Batch) -> None:
+        """A batch needs its model no more. Any thread."""
+        if not batch.served.is_continuous:
+            self._pools.through(batch.served)
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """Split a batch that failed, or, where it is one job or the model asks for it, end its jobs. Any thread."""

@@ -21,6 +21,7 @@ from batchyard.model import ContinuousModel, Model
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.device import run_alone, shares_of
+from batchyard_consumers.host_copies import to_device
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.precision import settle
 from batchyard_consumers.runtimes import make_model, words
@@ -61,7 +62,6 @@ class Loader:
             self._failed(served, error)
             return False
         answer_promptly()
-        self._meter.metrics.model_resident.labels(served.name).set(1)
         self._meter.metrics.model_load_seconds.labels(served.name).set(served.load_seconds)
         log_event(
             log,
@@ -72,8 +72,31 @@ class Loader:
             budget=served.speed.budget,
             dtype=served.dtype,
         )
-        self._on_loaded(served)
+        self._is_there(served)
         return True
+
+    def bring_back(self, served: Served, model: Model) -> bool:
+        """Install a version whose weights were kept in the machine's memory; whether it serves now."""
+        started = time.perf_counter()
+        try:
+            to_device(model, device=self._device)
+            if (samples := _samples(model)) is not None:
+                run_alone(model, samples(1), self._device)
+        except Exception as error:  # noqa: BLE001  whatever it is, loading anew mends it
+            log_event(log, "model_return_failed", level=logging.WARNING, model=served.name, error=error)
+            return False
+        finally:
+            shares_of(self._device).leave()
+        served.return_seconds = time.perf_counter() - started
+        served.install(model, load_seconds=served.load_seconds)
+        self._meter.metrics.model_return_seconds.labels(served.name).set(served.return_seconds)
+        log_event(log, "model_returned", model=served.name, seconds=round(served.return_seconds, 3))
+        self._is_there(served)
+        return True
+
+    def _is_there(self, served: Served) -> None:
+        self._meter.metrics.model_resident.labels(served.name).set(1)
+        self._on_loaded(served)
 
     def _report(self, served: Served, model: Model, digest: str, load_seconds: float) -> None:
         self._store.report_version(
@@ -159,7 +182,7 @@ def _validator(served: Served, model: Model) -> Validator | None:
 
 def _warm(served: Served, model: Model, device: str) -> None:
     """Run samples of growing size where the model has any, from which its speed takes the line and the budget."""
-    samples: Any = getattr(model, "samples", None) or _from_examples(model)
+    samples = _samples(model)
     if samples is None:
         return
     give_up = time.perf_counter() + WARM_UP_SECONDS
@@ -173,6 +196,12 @@ def _warm(served: Served, model: Model, device: str) -> None:
         padded = max(costs) * len(costs)
         share = shares_of(device).of(model)
         served.speed.observe(padded_cost=padded, cost=sum(costs), jobs=len(items), seconds=seconds, share=share)
+
+
+def _samples(model: Model) -> Callable[[int], list[Any]] | None:
+    """Makes items of about so much cost, where the model or its schema has any."""
+    samples: Callable[[int], list[Any]] | None = getattr(model, "samples", None)
+    return samples or _from_examples(model)
 
 
 def _from_examples(model: Model) -> Callable[[int], list[Any]] | None:

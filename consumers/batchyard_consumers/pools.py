@@ -45,7 +45,7 @@ class Pools:
         self._turns = Turns()
         self._again: deque[Batch] = deque()
         self._out: Counter[str] = Counter()
-        """Batches that the device has, by version."""
+        """Batches that were taken and are not `through`, by version."""
         self._holding = holding
         self._owner = owner
         self._now_ms = now_ms
@@ -135,13 +135,17 @@ class Pools:
             ]
 
     def charge(self, served: Served, *, seconds: float) -> None:
-        """A version's batch is through; note what it took of the device."""
+        """Note what a version's batch took of the device."""
         with self._changed:
-            self._out[served.name] -= 1
             self._turns.charge(served.name, seconds=seconds, share=served.settings.share)
 
+    def through(self, served: Served) -> None:
+        """Nobody needs the version's model for one of its batches any more, except for parts that were put back."""
+        with self._changed:
+            self._out[served.name] -= 1
+
     def is_free_of(self, served: Served) -> bool:
-        """Whether no job of a version waits for the device or is on it."""
+        """Whether no job of a version waits for the device, is on it, or is being made a result of."""
         with self._changed:
             is_again = any(batch.served is served for batch in self._again)
             return not is_again and not self._out[served.name] and not len(self._pools[served.name])

@@ -18,9 +18,10 @@ from batchyard_consumers.retries import RetryPolicy
 
 
 class Splitter(Protocol):
-    """Where a batch goes whose postprocess failed; see `Device.fail`."""
+    """Where a batch goes whose postprocess failed, and who hears that it is through; see `Device`."""
 
     def fail(self, batch: Batch, error: Exception) -> None: ...
+    def through(self, batch: Batch) -> None: ...
 
 
 class Postprocessor:
@@ -50,6 +51,7 @@ class Postprocessor:
             batch = self._outputs.take()
             if batch is not None:
                 self._finish(batch)
+                self._device.through(batch)
 
     def _finish(self, batch: Batch) -> None:
         started = time.perf_counter()

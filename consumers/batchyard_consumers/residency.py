@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_STAY_SECONDS = 5.0
+STAND_BY_SECONDS = 30.0
+"""Unused for so long, a model makes room for one that stands by."""
 WORTH = 3.0
 """Times the loading: so much device time must wait for a model before another one with work leaves for it."""
 PATIENCE_SECONDS = 30.0
@@ -37,6 +39,8 @@ class Standing:
     waiting_seconds: float = 0.0
     """For how long it has had work and not been resident."""
     load_seconds: float = 0.0
+    stands_by: bool = False
+    """Wanted in memory, warm, before it has work; where others need the room, they have it meanwhile."""
 
     @property
     def may_leave(self) -> bool:
@@ -60,7 +64,43 @@ def next_move(standings: Sequence[Standing], *, room: float) -> Move | None:
         leaving = _who_leaves(standings, for_=one, free=free)
         if leaving is not None:
             return Move(load=one.name, evict=[each.name for each in leaving])
+    return None if wanted else _standby(standings, room=room, free=free)
+
+
+def _standby(standings: Sequence[Standing], *, room: float, free: float) -> Move | None:
+    """While nobody waits: bring back one that stands by, in place of unused ones that do not."""
+    unused = [
+        one
+        for one in standings
+        if one.may_leave and not (one.stands_by or one.work_seconds) and one.unused_seconds >= STAND_BY_SECONDS
+    ]
+    for one in standings:
+        if one.stands_by and not one.is_resident and one.size <= room:
+            leaving = _as_few_as_it_takes(unused, for_=one, free=free)
+            if leaving is not None:
+                return Move(load=one.name, evict=[each.name for each in leaving])
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A version's weights in the machine's memory, from where they return sooner than they load."""
+
+    name: str
+    size: int
+    unused_seconds: float
+
+
+def dropped_copies(copies: Sequence[Copy], *, size: int, room: float) -> list[str] | None:
+    """Which copies give way, the longest unused first, to one more of `size`, so that all together take no more than
+    `room` bytes; None where it does not fit even alone."""
+    held, dropped = sum(one.size for one in copies), []
+    for one in sorted(copies, key=lambda each: (-each.unused_seconds, each.name)):
+        if held + size <= room:
+            break
+        dropped.append(one.name)
+        held -= one.size
+    return dropped if held + size <= room else None
 
 
 def preloaded(standings: Sequence[Standing], *, room: float) -> list[str]:
@@ -82,9 +122,15 @@ def _who_leaves(standings: Sequence[Standing], *, for_: Standing, free: float) -
     candidates = [
         one for one in standings if one.may_leave and (one.work_seconds == 0 or (is_worth_it and one is not for_))
     ]
-    candidates.sort(key=lambda one: (one.work_seconds > 0, -one.unused_seconds, one.work_seconds, one.name))
+    return _as_few_as_it_takes(candidates, for_=for_, free=free)
+
+
+def _as_few_as_it_takes(candidates: Sequence[Standing], *, for_: Standing, free: float) -> list[Standing] | None:
+    """Those without work first, the longest unused before the others; None where all of them are not enough."""
     leaving: list[Standing] = []
-    for one in candidates:
+    for one in sorted(
+        candidates, key=lambda one: (one.work_seconds > 0, -one.unused_seconds, one.work_seconds, one.name)
+    ):
         if free >= for_.size:
             break
         leaving.append(one)

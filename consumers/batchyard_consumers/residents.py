@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from batchyard.errors import Unavailable
 from batchyard.jobs import State
+from batchyard.model import Model
 from batchyard.settings import PoolSettings
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
+from batchyard_consumers.host_copies import GIB, host_size_of, size_of, to_host
 from batchyard_consumers.loading import Loader
-from batchyard_consumers.residency import Standing, next_move, preloaded
+from batchyard_consumers.residency import Copy, Standing, dropped_copies, next_move, preloaded
 from batchyard_consumers.served import Served
 
 LOOK_SECONDS = 1.0
@@ -28,7 +30,6 @@ LEAVE_SECONDS = 0.02
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 GPU_SHARE = 0.9
 """Of a GPU's memory for models; the rest is its context and what lies between."""
-GIB = 1024**3
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Record:
     pause: float = FIRST_PAUSE_SECONDS
     """Before the next attempt, once one has failed."""
     not_before: float = field(default=-math.inf)
+    copy: Model | None = None
+    """With its weights in the machine's memory, while it is evicted."""
+    copy_size: int = 0
 
 
 class Residents:
@@ -68,15 +72,20 @@ class Residents:
         store: JobStore,
         room: float,
         stopping: threading.Event,
+        device: str = "cpu",
+        host_room: Callable[[float], float] = lambda held: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`room`: bytes that models may take together on the device."""
+        """`room`: bytes that models may take together on the device; `host_room`: from the bytes of the copies of
+        evicted ones in the machine's memory to those that these may take."""
         self._records = {served.name: Record(served=served, size=declared_size(served)) for served in versions}
         self._loader = loader
         self._holder = holder
         self._store = store
         self._room = room
         self._stopping = stopping
+        self._device = device
+        self._host_room = host_room
         self._clock = clock
 
     def run(self) -> None:
@@ -105,8 +114,10 @@ class Residents:
         move = next_move(standings, room=self._room)
         if move is None:
             self._retry()
-        elif all(self._evict(self._records[name]) for name in move.evict):
-            self._load(self._records[move.load])
+        else:
+            coming = self._records[move.load]
+            if all(self._evict(self._records[name], for_=coming) for name in move.evict):
+                self._load(coming)
 
     def _is_complete(self) -> bool:
         """Nothing is left to load, so nothing will have to leave."""
@@ -115,7 +126,8 @@ class Residents:
     def _load(self, one: Record) -> None:
         if self._stopping.is_set():
             return
-        if self._loader.attempt(one.served):
+        copy, one.copy = one.copy, None
+        if (copy is not None and self._loader.bring_back(one.served, copy)) or self._loader.attempt(one.served):
             one.size = max(size_of(one.served.model), 1)
             one.loaded_at = one.worked_at = self._clock()
             one.wanted_since, one.pause = None, FIRST_PAUSE_SECONDS
@@ -132,20 +144,45 @@ class Residents:
                 self._load(one)
                 return
 
-    def _evict(self, one: Record) -> bool:
+    def _evict(self, one: Record, *, for_: Record) -> bool:
         """Let a model finish what it holds and go; whether it went."""
         self._holder.leave_out(one.served)
         while not self._holder.is_free_of(one.served):
             if self._stopping.wait(LEAVE_SECONDS):
                 return False
+        model = one.served.model
         one.served.evict()
+        self._keep(one, model, coming=for_)
+        del model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._loader.evicted(one.served)
         stayed = self._clock() - one.loaded_at
-        log_event(log, "model_evicted", model=one.served.name, stayed_seconds=round(stayed, 1))
+        kept = one.copy is not None
+        log_event(log, "model_evicted", model=one.served.name, stayed_seconds=round(stayed, 1), kept_on_host=kept)
         return True
+
+    def _keep(self, one: Record, model: Model | None, *, coming: Record) -> None:
+        """Keep a copy of what is evicted, where there is room for it beside that of the one to come, or in place of
+        others."""
+        held = [other for other in self._records.values() if other.copy is not None]
+        room = self._host_room(sum(other.copy_size for other in held))
+        if room <= 0:
+            return
+        copies = [
+            Copy(name=other.served.name, size=other.copy_size, unused_seconds=self._clock() - other.worked_at)
+            for other in held
+            if other is not coming
+        ]
+        size, coming_size = host_size_of(model), coming.copy_size if coming.copy is not None else 0
+        dropped = dropped_copies(copies, size=size, room=room - coming_size)
+        if dropped is None:
+            return
+        for name in dropped:
+            self._records[name].copy = None
+        if to_host(model, device=self._device):
+            one.copy, one.copy_size = model, size
 
     def _note_work(self) -> None:
         queues = {queue_id: one for one in self._records.values() for queue_id in one.served.queue_ids.values()}
@@ -179,7 +216,8 @@ class Residents:
             unused_seconds=now - one.worked_at,
             work_seconds=work if is_due else 0.0,
             waiting_seconds=0.0 if one.wanted_since is None else now - one.wanted_since,
-            load_seconds=served.load_seconds,
+            load_seconds=served.load_seconds if one.copy is None else served.return_seconds or served.load_seconds,
+            stands_by=served.settings.preload and is_due,
         )
 
 
@@ -198,13 +236,3 @@ def declared_size(served: Served) -> int:
     settings = served.settings
     declared = settings.gpu_memory_gib if settings.gpu_memory_gib is not None else settings.memory_gib
     return int((declared or 0.0) * GIB)
-
-
-def size_of(model: Any) -> int:
-    """Bytes of the tensors in a model's modules, wherever it keeps them as attributes."""
-    modules = [value for value in vars(model).values() if isinstance(value, torch.nn.Module)]
-    tensors = {value for value in vars(model).values() if isinstance(value, torch.Tensor)}
-    for module in modules:
-        tensors.update(module.parameters())
-        tensors.update(module.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -28,6 +28,8 @@ class Served:
     validator: Validator | None = None
     """Compiled input schema; None where anything goes."""
     load_seconds: float = 0.0
+    return_seconds: float | None = None
+    """Of its last return from the machine's memory to the device; None before it has."""
     load_error: str | None = None
     dtype: str = ""
     """What it computes in and, where that was found out, by which measurements; for people."""

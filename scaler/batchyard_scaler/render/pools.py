@@ -90,6 +90,7 @@ def _read_by_consumers(settings: Settings, pool: PoolSettings) -> Settings:
         device=pool.device,
         consumers_per_device=pool.consumers_per_device,
         memory_gib=pool.memory_gib,
+        host_memory_gib=pool.host_memory_gib,
         drain_seconds=pool.drain_seconds,
         cloud=pool.cloud,
         metadata_url=pool.metadata_url,

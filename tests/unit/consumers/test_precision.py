@@ -10,8 +10,8 @@ import torch
 from batchyard.errors import ModelLoadError
 from batchyard.model import Model
 from batchyard_consumers import precision
+from batchyard_consumers.host_copies import size_of
 from batchyard_consumers.precision import Bench, Trial, choose, settle
-from batchyard_consumers.residents import size_of
 from batchyard_consumers.runtimes import proofs
 from tests.unit.consumers.test_embeddings import loaded as embedder
 from tests.unit.consumers.tiny import bert, labels, loaded, run

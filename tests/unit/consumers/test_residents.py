@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from batchyard.jobs import State
+from batchyard.jobs import Lane, State
 from batchyard.model import Model
 from batchyard.settings import ModelSettings, PoolSettings
 from batchyard_consumers import residency, residents
+from batchyard_consumers.host_copies import GIB, size_of
 from batchyard_consumers.loading import Loader
-from batchyard_consumers.residents import GIB, Residents, declared_size, room_on, size_of
+from batchyard_consumers.residents import Residents, declared_size, room_on
 from tests.unit.consumers.jobs import served
 from tests.unit.consumers.line import Line, until, value_of
 
@@ -26,6 +27,7 @@ class Sized(Model):
     loads: list[str] = []  # noqa: RUF012  of all, in order
 
     def load(self, device: str) -> None:
+        self.loads.append(self.options.get("name", ""))
         self.weights = torch.zeros(1000)
         if self.options.get("broken"):
             raise RuntimeError("no weights")
@@ -37,19 +39,22 @@ class Sized(Model):
 class Yard:
     """Versions a, b, c, … of 4,000 bytes each on a line, none loaded, with a clock of its own."""
 
-    def __init__(self, *names: str, room: float = ROOM, **changes: Any) -> None:
+    def __init__(self, *names: str, room: float = ROOM, host_room: float = 0.0, **changes: Any) -> None:
         self.line = Line(dict.fromkeys(names))
         self.time = 1000.0
         self.stopping = threading.Event()
         self.loaded: list[str] = []
         for name, version in self.line.served.items():
-            version.settings = ModelSettings(name=name, runtime=f"{HERE}:Sized", memory_gib=4000 / GIB, **changes)
+            version.settings = ModelSettings(
+                name=name, runtime=f"{HERE}:Sized", memory_gib=4000 / GIB, options={"name": name}, **changes
+            )
         self.residents = Residents(
             list(self.line.served.values()),
             loader=Loader(store=self.line.store, device="cpu", meter=self.line.meter, on_loaded=self._on_loaded),
             holder=self.line.pipeline,
             store=self.line.store,
             room=room,
+            host_room=lambda held: host_room,
             stopping=self.stopping,
             clock=lambda: self.time,
         )
@@ -144,6 +149,74 @@ def test_a_model_finishes_what_it_holds_before_it_leaves(make: Callable[..., Yar
     assert yard.there == ["b"]
     assert [view.state for view in yard.line.finish(ids)] == [State.SUCCEEDED] * 2
     assert yard.line.store.get_jobs(late, tenant_id=1)[0].state is State.QUEUED
+
+
+def test_a_copy_of_what_was_evicted_comes_back_without_a_load(make: Callable[..., Yard], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Sized, "loads", [])
+    yard = make("a", "b", "c", room=4000, host_room=4096)
+    yard.start()
+    first = yard.line.served["a"].model
+    assert isinstance(first, Sized)
+    weights = first.weights
+    weights += 7
+    before = weights.data_ptr()
+
+    def work(name: str) -> None:
+        ids = yard.line.submit(name, [1], tickets=False)
+        assert yard.look() == [name]
+        yard.line.ticket(yard.line.served[name].queue_ids[Lane.FIRM], ids)
+        assert [value_of(view) for view in yard.line.finish(ids)] == [1]
+
+    work("b")
+    assert weights.data_ptr() != before  # its memory of before is free
+    work("a")
+    assert yard.line.served["a"].model is first
+    assert first.weights is weights
+    assert weights.unique().tolist() == [7.0]
+    assert Sized.loads == ["a", "b"]
+    returned = yard.line.served["a"].return_seconds
+    assert returned is not None
+    assert yard.line.meter.metrics.model_return_seconds.labels("a@1")._value.get() == returned
+    assert yard.residents._standing(yard.residents._records["b@1"]).load_seconds == yard.line.served["b"].load_seconds
+
+    work("c")
+    work("a")
+    work("b")  # where a came back, there was no room for another copy beside its own
+    assert Sized.loads == ["a", "b", "c", "b"]
+
+
+def test_a_copy_that_does_not_come_back_is_loaded_anew(make: Callable[..., Yard], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Sized, "loads", [])
+    yard = make("a", "b", room=4000, host_room=4096)
+    yard.start()
+    yard.line.submit("b", [1], tickets=False)
+    assert yard.look() == ["b"]
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("batchyard_consumers.loading.to_device", lost)
+    yard.line.submit("a", [1], tickets=False)
+    assert yard.look() == ["a"]
+    assert Sized.loads == ["a", "b", "a"]
+
+
+def test_warm_standby_a_model_without_work_is_loaded_and_its_first_job_waits_for_nothing(
+    make: Callable[..., Yard],
+) -> None:
+    yard = make("a", "b", room=4000)
+    served = yard.line.served
+    served["b"].settings = ModelSettings(name="b", runtime=f"{HERE}:Sized", memory_gib=4000 / GIB, preload=False)
+    assert yard.start() == ["a"]
+    assert yard.look(seconds=10_000) == ["a"]
+    yard.line.finish(yard.line.submit("a", [1]))
+
+    ids = yard.line.submit("b", [1], tickets=False)
+    assert yard.look() == ["b"]
+    yard.line.ticket(served["b"].queue_ids[Lane.FIRM], ids)
+    yard.line.finish(ids)
+    assert yard.look() == ["b"]
+    assert yard.look(seconds=residency.STAND_BY_SECONDS) == ["a"]  # nobody has work: who stands by is there again
 
 
 def test_models_take_turns_until_all_work_is_done(make: Callable[..., Yard], monkeypatch: Any) -> None:
