@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from batchyard.errors import Unavailable
-from batchyard.jobs import Outcome, State
+from batchyard.errors import BadOutput, Unavailable
+from batchyard.jobs import ErrorInfo, Outcome, State
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.channels import Channel, Closed
@@ -77,7 +77,7 @@ class Persister:
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                written = self._store.finish(outcomes, owner=owner)
+                written = self._finish(outcomes, owner=owner)
                 break
             except Unavailable as away:
                 log_event(
@@ -90,6 +90,24 @@ class Persister:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         self._meter.persisted(outcomes, seconds=time.perf_counter() - started)
         self._tell(outcomes, written)
+
+    def _finish(self, outcomes: Sequence[Outcome], *, owner: int) -> list[int]:
+        """Write them; a result that the database does not take (it has its limits) fails its own job. Unavailable."""
+        try:
+            return self._store.finish(outcomes, owner=owner)
+        except Unavailable:
+            raise
+        except Exception as error:
+            if len(outcomes) == 1 and outcomes[0].state is not State.SUCCEEDED:
+                raise
+            refused = error
+        if len(outcomes) > 1:
+            middle = len(outcomes) // 2
+            return [*self._finish(outcomes[:middle], owner=owner), *self._finish(outcomes[middle:], owner=owner)]
+        log_event(log, "result_refused", level=logging.ERROR, job=outcomes[0].job.id, error=refused)
+        told = ErrorInfo(code=BadOutput.code, message="the database does not take the result: it may be too large")
+        failed = Outcome(outcomes[0].job, State.FAILED, error=told, device_us=outcomes[0].device_us)
+        return self._store.finish([failed], owner=owner)
 
     def _tell(self, outcomes: Sequence[Outcome], written: Sequence[int]) -> None:
         if State.WAITING in [outcome.state for outcome in outcomes]:

@@ -473,6 +473,20 @@ def test_results_are_kept_while_the_database_is_away() -> None:
         assert [value_of(view) for view in line.finish(ids)] == list(range(10))
 
 
+def test_a_result_that_the_database_does_not_take_fails_its_own_job() -> None:
+    with Line({"noop": NoOp()}) as line:
+        finish = line.store.finish
+
+        def choosy(outcomes: Sequence[Outcome], *, owner: int) -> list[int]:
+            if any(b"huge" in (outcome.body or b"") for outcome in outcomes):
+                raise OverflowError("string or blob too big")
+            return finish(outcomes, owner=owner)
+
+        line.store.finish = choosy  # type: ignore[method-assign]
+        views = line.finish(line.submit("noop", [*range(50), "huge", *range(50)]))
+        assert [value_of(view) for view in views] == [*range(50), "bad_output", *range(50)]
+
+
 def test_a_claim_is_repeated_once_the_database_is_back() -> None:
     store = memory_store()
     claim, failures = store.claim, iter([Unavailable("away"), Unavailable("away")])
