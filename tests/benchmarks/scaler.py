@@ -54,6 +54,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=5, help="of the sparse rows, of which the worst counts (default: %(default)s)"
     )
+    parser.add_argument(
+        "--alone", action="store_true", help="leave the peers of the servegen, azure and sparse rows out"
+    )
     parser.add_argument("--days", type=int, default=14, help="of the servegen rows, 14 at the most")
     parser.add_argument(
         "--deep", type=int, default=1_000_000, help="queued jobs of the decision row (default: %(default)s)"
@@ -84,7 +87,7 @@ def _servegen(options: argparse.Namespace) -> Iterator[str]:
     ]
     spot = _bamboo()
     pools = [_pool(trace, cold_start=300), _pool(trace, cold_start=300, zones=list(spot))]
-    found = _compare(trace, pools, contenders, spot=spot, seed=options.seed)
+    found = _compare(trace, pools, contenders[: 1 if options.alone else None], spot=spot, seed=options.seed)
     yield from _against_bound(found, most=1.15)
 
 
@@ -100,6 +103,7 @@ def _azure(options: argparse.Namespace) -> Iterator[str]:
         *(peers.backlog_per_instance(jobs=round(share * (900 - 60) / seconds)) for share in (0.25, 0.5)),
         peers.ray(),
     ]
+    contenders = contenders[: 1 if options.alone else None]
     found = _compare(trace, [_pool(trace, cold_start=60)], contenders, seed=options.seed, step_seconds=30)
     yield from _against_bound(found, most=1.1)
 
@@ -223,7 +227,7 @@ def _worst_of(
     found: list[Measures] = []
     for seed in range(options.seed, options.seed + options.seeds):
         trace = sparse(seed=seed)
-        others = contenders if seed == options.seed else []
+        others = contenders if seed == options.seed and not options.alone else []
         one = _compare(trace, pools(trace), [peers.ours(), *others], seed=seed, bound=False)
         mine = one.measures[0]
         found.append(mine)
