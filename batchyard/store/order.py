@@ -63,7 +63,7 @@ class Standing(NamedTuple):
     """Jobs before it, counted up to a limit."""
     first_id: int
     last_id: int
-    """Of its line, where those before it reach the limit; else its own."""
+    """Of its line, where those before it reach the limit; else any of those counted."""
 
 
 class Order(SqlStore):

@@ -39,6 +39,11 @@ class Floors:
             return 0
         return floor.id
 
+    def known(self) -> dict[Line, int]:
+        """Of all lines that are not to be looked at from the beginning."""
+        now = self._clock()
+        return {line: floor.id for line, floor in list(self._floors.items()) if now < floor.until}
+
     def learn(self, line: Line, *, after: int, none_to: int, seconds: float) -> None:
         """A look that took so long, after the id that `of` had told, found nothing up to and with the id `none_to`."""
         if after:

@@ -68,9 +68,9 @@ ORDER BY j.id""")
 
 STANDING = Statement("""
 SELECT j.queue_id, j.tenant_id, j.priority, b.ahead,
-    CASE WHEN b.ahead < %(limit)s THEN j.id ELSE (
+    CASE WHEN b.ahead < %(limit)s THEN coalesce(b.lowest, j.id) ELSE (
         SELECT id FROM jobs
-        WHERE state = 0 AND (queue_id, tenant_id, priority, id) >= (j.queue_id, j.tenant_id, j.priority, 0)
+        WHERE state = 0 AND (queue_id, tenant_id, priority, id) > (j.queue_id, j.tenant_id, j.priority, f.floor)
         ORDER BY queue_id, tenant_id, priority, id LIMIT 1
     ) END,
     CASE WHEN b.ahead < %(limit)s THEN j.id ELSE (
@@ -78,18 +78,24 @@ SELECT j.queue_id, j.tenant_id, j.priority, b.ahead,
         WHERE state = 0
             AND (queue_id, tenant_id, priority, id) <= (j.queue_id, j.tenant_id, j.priority, 9223372036854775807)
         ORDER BY queue_id DESC, tenant_id DESC, priority DESC, id DESC LIMIT 1
-    ) END
+    ) END,
+    f.floor
 FROM jobs j CROSS JOIN LATERAL (
-    SELECT count(*) AS ahead FROM (
-        SELECT FROM jobs
+    SELECT coalesce(max(l.floor), 0) AS floor
+    FROM unnest(%(queues)s, %(tenants)s, %(priorities)s, %(floors)s) AS l(queue_id, tenant_id, priority, floor)
+    WHERE l.queue_id = j.queue_id AND l.tenant_id = j.tenant_id AND l.priority = j.priority
+) f CROSS JOIN LATERAL (
+    SELECT count(*) AS ahead, min(id) AS lowest FROM (
+        SELECT id FROM jobs
         WHERE state = 0
             AND (queue_id, tenant_id, priority, id) < (j.queue_id, j.tenant_id, j.priority, j.id)
-            AND (queue_id, tenant_id, priority, id) >= (j.queue_id, j.tenant_id, j.priority, 0)
+            AND (queue_id, tenant_id, priority, id) > (j.queue_id, j.tenant_id, j.priority, f.floor)
         ORDER BY queue_id DESC, tenant_id DESC, priority DESC, id DESC LIMIT %(limit)s
     ) c
 ) b
 WHERE j.id = %(id)s AND j.state + 0 = 0""")
-"""A queued job's line, the jobs before it in its line, and, where those are many, the first and the last of it."""
+"""A queued job's line, the jobs before it in its line, the line's first, where those are many its last, and from where
+on it was looked at."""
 
 RESULTS = Statement("""
 SELECT g.seq, j.id, j.bulk_index, j.state, i.custom_id, r.format, r.body
@@ -97,6 +103,7 @@ FROM unnest(%(ids)s, %(seqs)s) AS g(id, seq) JOIN jobs j ON j.id = g.id JOIN job
 LEFT JOIN job_results r ON r.job_id = g.id""")
 """The rows of finished jobs."""
 
+_LINE_COLUMNS = ("queues", "tenants", "priorities")
 _INPUT_COLUMNS = ("custom_id", "labels", "redrive_of")
 _RESULT_COLUMNS = ("cost", "device_us", "format", "computed_by")
 _record: Any = namedtuple  # the type checker wants to see the names, which the table knows
@@ -205,8 +212,16 @@ class Reading(Session):
             self._floors.learn(line, after=after[ordinal - 1], none_to=first - 1, seconds=seconds)
 
     def _standing(self, connection: Connection, job_id: int, *, limit: int) -> Standing | None:
-        for row in self._run(STANDING, id=int8(job_id), limit=int8(limit)):
-            return Standing(*row)
+        known = self._floors.known()
+        lines = {name: int8s([line[place] for line in known]) for place, name in enumerate(_LINE_COLUMNS)}
+        began = time.monotonic()
+        found = self._run(STANDING, id=int8(job_id), limit=int8(limit), floors=int8s(known.values()), **lines)
+        for *standing, floor in found:
+            stands = Standing(*standing)
+            line = (stands.queue_id, stands.tenant_id, stands.priority)
+            seconds = time.monotonic() - began
+            self._floors.learn(line, after=floor, none_to=min(stands.first_id, job_id) - 1, seconds=seconds)
+            return stands
         return None
 
     def _results(self, connection: Connection, seq_of: dict[int, int]) -> list[ResultRow]:

@@ -35,6 +35,8 @@ def test_what_was_queued_before_a_long_look_s_end_is_seen_by_the_next_one_from_t
     assert stragglers(yard, ids[2]) == ids[:2]
     yard.claim(ids[:2])
     assert heads(yard) == ids[2:]
+    assert yard.store.position(ids[2]) == 0
     now[0] += 3600
+    assert yard.store.position(ids[2]) == len(held)
     assert stragglers(yard, ids[2]) == held
     assert heads(yard) == [*held, ids[2]]

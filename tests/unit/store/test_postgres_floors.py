@@ -29,8 +29,10 @@ def test_a_long_look_is_followed_by_looks_from_what_it_found(floors: Floors, clo
     floors.learn(LINE, after=0, none_to=100, seconds=2.0)
     assert floors.of(LINE) == 100
     assert floors.of((1, 1, 6)) == 0
+    assert floors.known() == {LINE: 100}
     clock.now += 2.0 * REST
     assert floors.of(LINE) == 0, "a twentieth of the time goes into looks from the beginning"
+    assert floors.known() == {}
 
 
 def test_later_looks_raise_the_place_and_not_its_time(floors: Floors, clock: Clock) -> None:
