@@ -15,7 +15,8 @@ class Model:
     """
 
     input_schema: ClassVar[dict[str, Any]] = {}
-    """JSON Schema of one input; published to the API when the version is first loaded. Empty: anything goes."""
+    """JSON Schema of one input; published to the API when the version is first loaded. Empty: anything goes. Its
+    `examples`, where it has any, warm the model up and tell its budget before the first job."""
 
     cost_unit: ClassVar[str] = "bytes"
     """What `cost` counts, for people: "tokens", "pixels", "seconds of audio"."""

@@ -159,6 +159,21 @@ def test_usage_counts_what_succeeded(yard: Yard) -> None:
     assert yard.store.usage(since_hour=row.hour + 1) == []
 
 
+def test_time_of_the_device_adds_up_over_attempts_whatever_became_of_them(yard: Yard) -> None:
+    retried, lost, away = yard.claim(yard.submit(3))
+    yard.store.cancel(away.id, tenant_id=TENANT)
+    had = msgspec.structs.replace
+    unsuccessful = [had(waiting(retried), device_us=20), had(failed(lost), device_us=300)]
+    yard.finish([*unsuccessful, succeeded(away, device_us=4000)])
+    eventually(lambda: yard.store.promote_due(limit=10))
+    [again] = yard.claim([retried.id])
+    yard.finish([succeeded(again, device_us=1)])
+    assert [yard.view(job.id).device_us for job in (retried, lost)] == [21, 300]
+    yard.store.fold(limit=1000)
+    (row,) = yard.store.usage()
+    assert (row.jobs, row.device_us) == (1, 4321)
+
+
 def test_jobs_of_several_attempts_and_queues_finish_together(yard: Yard) -> None:
     again = yard.submit(2)
     yard.store.release(yard.claim(again), owner=yard.owner)
