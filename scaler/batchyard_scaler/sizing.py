@@ -113,7 +113,7 @@ def _is_due(made: PoolDecision, last: PoolDecision | None) -> bool:
 
 
 def _told(decision: Decision, pool: Pool, look: Look) -> PoolDecision:
-    mine = [demand for demand in look.fleet.demands if _is_for(demand, pool)]
+    mine = [demand for demand in look.fleet.demands if pool.may_do(demand)]
     due = decision.binding_deadline_seconds
     return PoolDecision(
         pool=decision.pool,
@@ -128,10 +128,6 @@ def _told(decision: Decision, pool: Pool, look: Look) -> PoolDecision:
         zones={name: count for name, count in decision.zones.items() if name},
         decided_at_ms=look.now_ms,
     )
-
-
-def _is_for(demand: Demand, pool: Pool) -> bool:
-    return demand.model in pool.models and (demand.is_tolerant or pool.capacity == "on_demand")
 
 
 def _seconds(demands: Sequence[Demand]) -> float | None:

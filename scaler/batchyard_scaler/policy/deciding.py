@@ -64,7 +64,7 @@ def _decision(want: Want, pool: Pool, fleet: Fleet) -> Decision:
         pool=pool.name,
         replicas=want.replicas,
         rule=want.rule,
-        reason=reason(want, pool, budget=fleet.budget),
+        reason=reason(want, pool, fleet=fleet),
         binding_deadline_seconds=want.due_seconds,
         unmeetable_jobs=round(want.unmeetable_jobs),
         work_seconds=want.work_seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from batchyard_scaler.policy.choice import cheapest_first, unit_price
 from batchyard_scaler.policy.demand import fewest, lacking, soonest_useful
@@ -212,11 +212,13 @@ def _settle(want: Want) -> None:
 
 
 def _count_unmeetable(wants: Mapping[str, Want], firm: Sequence[Piece], movable: Sequence[Piece]) -> None:
-    """Tell of what comes too late whoever does it: to an on-demand pool, if there is one for it."""
+    """Tell of what comes too late whoever does it, were all on-demand replicas asked for now that there may be: to an
+    on-demand pool, if there is one for it."""
     order = sorted(wants.values(), key=lambda want: want.pool.capacity == "spot")
     left: Sequence[Piece] = movable
     for want in order:
-        capacity = Spare(want.capacity(), want.taken)
+        most = replace(want, replicas=want.pool.maximum) if want.pool.capacity == "on_demand" else want
+        capacity = Spare(most.capacity(), want.taken)
         left = _split(left, want.pool)[1] if want.rule == "hold" else _without(left, want.pool, capacity)
     for piece in (*firm, *left):
         if piece.has_deadline and not piece.is_forecast:

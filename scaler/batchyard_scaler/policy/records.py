@@ -100,6 +100,12 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     never_loaded: Sequence[str] = ()
     """Versions that no consumer has loaded yet: one is started to learn their schema and speed."""
 
+    is_scheduled: bool = False
+    """The limits are a schedule's, not its own."""
+
+    def may_do(self, demand: Demand) -> bool:
+        return demand.model in self.models and (demand.is_tolerant or self.capacity == "on_demand")
+
     def count(self, *states: str) -> int:
         return sum(replica.state in states for replica in self.replicas)
 

@@ -187,6 +187,7 @@ class Signals:
             models=frozenset(version.name for version in served),
             minimum=minimum,
             maximum=maximum,
+            is_scheduled=(minimum, maximum) != (pool.min, pool.max),
             devices=devices,
             price_per_hour=pool.price_per_hour,
             speed=pool.speed,

@@ -112,12 +112,7 @@ def as_rendered(pool: Pool) -> Autoscaler:
 
 def unfinished_jobs(pool: Pool, fleet: Fleet) -> int:
     """Of the queues that the pool serves."""
-    return sum(
-        due.jobs
-        for demand in fleet.demands
-        if demand.model in pool.models and (demand.is_tolerant or pool.capacity == "on_demand")
-        for due in demand.due
-    )
+    return sum(due.jobs for demand in fleet.demands if pool.may_do(demand) for due in demand.due)
 
 
 def waiting_jobs(pool: Pool, fleet: Fleet) -> int:

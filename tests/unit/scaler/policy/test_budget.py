@@ -39,7 +39,7 @@ def test_a_budget_that_suffices_changes_nothing() -> None:
 def test_a_short_budget_delays_work_and_says_so() -> None:
     made = decided(pool(price_per_hour=1.0), demand(due(660, 6_000)), budget=spending(4.0))
     assert (made.replicas, made.rule) == (4, "budget")
-    assert "the budget of 4.00 an hour allows no more" in made.reason
+    assert "the budget of $4.00 an hour allows no more" in made.reason
     assert made.unmeetable_jobs == pytest.approx((6_000 - 4 * 600) * 100)
 
 
