@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, literal_column, or_, select
+from sqlalchemy import Connection, Row, Select, case, func, literal, literal_column, or_, select, tuple_
 
 from batchyard.jobs import State, redrive_key
 from batchyard.store.base import JobFilter, JobInput, JobPage, JobView
@@ -32,14 +32,8 @@ PAGE_SCAN = 5_000
 MAX_ID = (1 << 63) - 1
 
 _RARE = or_(IS_WAITING, jobs.c.state > literal_column("3"))
-_INDEXED: dict[State | None, ColumnElement[bool]] = {
-    State.RUNNING: and_(IS_RUNNING, jobs.c.owner > 0),
-    State.WAITING: _RARE,
-    State.FAILED: _RARE,
-    State.CANCELLED: _RARE,
-    State.EXPIRED: _RARE,
-}
-"""States with a partial index, and its condition."""
+_RARE_STATES = {State.WAITING, State.FAILED, State.CANCELLED, State.EXPIRED}
+"""In the partial index of this condition, by tenant, state and id."""
 
 
 class _Candidates(NamedTuple):
@@ -150,14 +144,16 @@ class Readers(Progress):
             labelled = select(job_labels.c.job_id.label("id")).where(job_labels.c.tenant_id == wanted.tenant_id)
             labelled = labelled.where(job_labels.c.label == wanted.label, job_labels.c.job_id < before_id)
             return _Candidates(labelled.order_by(job_labels.c.job_id.desc()), is_exact=False)
-        if wanted.state not in _INDEXED:
+        if wanted.state is State.RUNNING:
+            # As many as consumers hold, sorted; the sums keep planners from walking through all jobs by id instead.
+            running = select(jobs.c.id).where(IS_RUNNING, jobs.c.owner > 0, jobs.c.id + 0 < before_id)
+            return _Candidates(self._narrowed(running, wanted).order_by((jobs.c.id + 0).desc()), is_exact=True)
+        if wanted.state in _RARE_STATES:
+            asks_more = wanted.queue_ids, wanted.error_code, wanted.finished_from_ms, wanted.finished_before_ms
             return _Candidates(
-                select(jobs.c.id).where(jobs.c.id < before_id).order_by(jobs.c.id.desc()), is_exact=False
+                _rare(wanted.tenant_id, wanted.state, before_id), is_exact=asks_more == (None, None, None, None)
             )
-        # The sums keep planners from walking through all jobs by id.
-        indexed = self._narrowed(select(jobs.c.id).where(_INDEXED[wanted.state], jobs.c.id + 0 < before_id), wanted)
-        asks_more = wanted.error_code, wanted.finished_from_ms, wanted.finished_before_ms
-        return _Candidates(indexed.order_by((jobs.c.id + 0).desc()), is_exact=asks_more == (None, None, None))
+        return _Candidates(select(jobs.c.id).where(jobs.c.id < before_id).order_by(jobs.c.id.desc()), is_exact=False)
 
     def _ids(self, connection: Connection, found: Select[tuple[int]], wanted: JobFilter) -> list[int]:
         found = self._narrowed(found, wanted)
@@ -181,6 +177,15 @@ class Readers(Progress):
             # A sum here too: a partial index of all queued jobs may look short to a planner without statistics.
             found = found.where(jobs.c.state + 0 == literal_column(str(int(wanted.state))))
         return found
+
+
+def _rare(tenant_id: int, state: State, before_id: int) -> Select[tuple[int]]:
+    """Jobs of a rare state, the newest first. Rows are compared as wholes: only the index has that order, so none is
+    sorted however many there are, and no planner walks through all jobs by id instead."""
+    row = (jobs.c.tenant_id, jobs.c.state, jobs.c.id)
+    first, last = (tuple_(*map(literal, (tenant_id, int(state), bound))) for bound in (0, before_id))
+    found = select(jobs.c.id).where(_RARE, tuple_(*row) >= first, tuple_(*row) < last)
+    return found.order_by(*(column.desc() for column in row))
 
 
 def _input(row: Row[Any]) -> JobInput:

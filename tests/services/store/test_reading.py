@@ -5,6 +5,7 @@ import pytest
 from batchyard.jobs import ErrorInfo, Outcome, State
 from batchyard.store import reading
 from batchyard.store.base import JobFilter, JobPage
+from batchyard.store.sql import SqlStore
 from tests.services.store.yard import TENANT, Yard, eventually, failed
 
 
@@ -151,6 +152,18 @@ def test_a_closer_look_goes_past_what_does_not_fit(yard: Yard, monkeypatch: pyte
     page = yard.store.list_jobs(JobFilter(tenant_id=TENANT, state=State.FAILED, error_code="rare", limit=3))
     assert (page.jobs, page.next_before_id) == ([], ids[-4])
     assert _pages(yard, state=State.FAILED, error_code="rare") == ids[:1]
+
+
+def test_dead_jobs_are_listed_by_their_index_and_none_is_sorted(yard: Yard) -> None:
+    assert isinstance(yard.store, SqlStore)
+    statement = reading._rare(TENANT, State.FAILED, reading.MAX_ID).limit(5)
+    with yard.store._reading() as connection:
+        text = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+        how = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        plan = "\n".join(map(str, connection.exec_driver_sql(f"{how} {text}")))
+    assert "jobs_rare" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_inputs_are_read_in_order_and_within_bounds(yard: Yard) -> None:
