@@ -54,9 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=5, help="of the sparse rows, of which the worst counts (default: %(default)s)"
     )
-    parser.add_argument(
-        "--alone", action="store_true", help="leave the peers of the servegen, azure and sparse rows out"
-    )
+    parser.add_argument("--alone", action="store_true", help="without the peers of servegen, azure and sparse rows")
     parser.add_argument("--days", type=int, default=14, help="of the servegen rows, 14 at the most")
     parser.add_argument(
         "--deep", type=int, default=1_000_000, help="queued jobs of the decision row (default: %(default)s)"
