@@ -7,6 +7,7 @@ runs it, `warning` for what mended itself, `error` for what needs a person. No r
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -68,11 +69,21 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(entry, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(entry, enc_hook=str).decode()
+        except UnicodeEncodeError:  # half a pair of surrogates, which UTF-8 cannot hold
+            return json.dumps(entry, default=str)
 
 
 def _told(name: str, value: Any) -> str:
-    return str(value) if name == "message" else f"{name}={value}"
+    return _plain(str(value)) if name == "message" else f"{name}={_plain(str(value))}"
+
+
+def _plain(text: str) -> str:
+    """On one line and without what a terminal obeys: whoever is named in a log must not write others."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class ConsoleFormatter(logging.Formatter):

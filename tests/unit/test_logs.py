@@ -37,6 +37,17 @@ def test_console_reads_as_a_line() -> None:
     assert logged("console", pool="local").endswith("info    batchyard.test: consumer_ready pool=local\n")
 
 
+def test_what_somebody_else_wrote_makes_no_line_and_moves_no_cursor() -> None:
+    written = logged("console", reason="no\n12:00:00 error forged\x1b[2J\r\x9b\u2028é")
+    assert written.endswith("reason=no\\n12:00:00 error forged\\x1b[2J\\r\\x9b\\u2028é\n")
+    assert len(written.splitlines()) == 1
+
+
+def test_json_can_be_written_of_any_text() -> None:
+    assert json.loads(logged("json", reason="half \ud800"))["reason"] == "half \ud800"
+    assert len(logged("json", reason="no\nline").splitlines()) == 1
+
+
 def test_an_event_may_also_be_named_beside_a_message_for_people() -> None:
     stream = io.StringIO()
     configure_logging("info", "json", stream=stream)
