@@ -204,7 +204,9 @@ class ConsumerMetrics:
         self.pipeline_jobs = make.gauge("pipeline_jobs", "Jobs held, by stage", "stage")
         self.device_busy_seconds = make.counter("device_busy_seconds_total", "Time in which the device computed")
         self.device_memory_bytes = make.gauge(
-            "device_memory_bytes", "Memory of the device; kind is used or total", "kind"
+            "device_memory_bytes",
+            "Memory of the device; kind is used, total, or of this consumer's models predicted or measured",
+            "kind",
         )
         self.model_resident = make.gauge("model_resident", "1 where the model is loaded", "model")
         self.model_load_seconds = make.gauge("model_load_seconds", "Duration of the last load", "model")

@@ -154,13 +154,15 @@ def _is_unknown(store: JobStore, version_id: int) -> bool:
 
 
 def _described(served: Any) -> str:
-    from batchyard_consumers.host_copies import size_of
-
     unit = served.model.cost_unit
     words = [f"loaded in {served.load_seconds:.2f} s", f"computes in {served.dtype}"]
-    if weights := size_of(served.model):
-        words.append(f"weights of {weights / 2**20:,.0f} MiB")
-    speed = served.speed
+    speed, memory = served.speed, served.footprint
+    if predicted := memory.at(speed.budget):
+        words.append(f"weights of {memory.weights / 2**20:,.1f} MiB")
+        words.append(
+            f"memory of {predicted / 2**20:,.1f} MiB predicted and {memory.measured / 2**20:,.1f} MiB measured "
+            f"({memory.measured / predicted:.2f} times as much)"
+        )
     if speed.batches:
         fit = speed.line.fit()
         words.append(f"budget {speed.budget} {unit} a batch")

@@ -177,7 +177,7 @@ class Consumer:
 
     def stats(self) -> dict[str, Any]:
         """What the heartbeat and remote control tell."""
-        for kind, size in self.pipeline.device.memory().items():
+        for kind, size in {**self.pipeline.device.memory(), **self._residents.memory()}.items():
             self.meter.metrics.device_memory_bytes.labels(kind).set(size)
         stats = self.meter.stats(self.versions, stages=self.pipeline.stages())
         stats["tickets"] = len(self.pipeline.inbox)

@@ -21,7 +21,8 @@ from batchyard.model import ContinuousModel, Model
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
 from batchyard_consumers.device import run_alone, shares_of
-from batchyard_consumers.host_copies import to_device
+from batchyard_consumers.footprint import Scale
+from batchyard_consumers.host_copies import size_of, to_device
 from batchyard_consumers.meter import Meter
 from batchyard_consumers.precision import settle
 from batchyard_consumers.runtimes import make_model, words
@@ -133,6 +134,7 @@ def load(served: Served, *, device: str, report: Report) -> None:
     """Load, warm and install one version. ModelLoadError, or what `report` raises."""
     model = make_model(served.settings)
     _verify(served, model)
+    scale = Scale(device)
     # Hashing releases the interpreter's lock: on a second core it costs no time.
     with ThreadPoolExecutor(1, thread_name_prefix="digest") as aside:
         digest: Future[str] = aside.submit(digest_of, served.settings, model)
@@ -152,14 +154,16 @@ def load(served: Served, *, device: str, report: Report) -> None:
         except OSError as error:
             raise ModelLoadError(f"{served.name}: its files cannot be read: {words(error)}") from error
     served.validator = _validator(served, model)
+    scale.loaded()
     try:
-        _warm(served, model, device)
+        largest = _warm(served, model, device)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # as above
         raise ModelLoadError(f"{served.name} loads, but its first batch fails: {words(error)}") from error
     finally:
         shares_of(device).leave()
+    served.footprint = scale.footprint(weights=size_of(model), cost=largest)
     report(model, found, seconds)
     served.install(model, load_seconds=seconds)
 
@@ -180,22 +184,26 @@ def _validator(served: Served, model: Model) -> Validator | None:
         raise ModelLoadError(f"{served.name}: its input_schema is no JSON Schema: {error}") from error
 
 
-def _warm(served: Served, model: Model, device: str) -> None:
-    """Run samples of growing size where the model has any, from which its speed takes the line and the budget."""
+def _warm(served: Served, model: Model, device: str) -> int:
+    """Run samples of growing size where the model has any, from which its speed takes the line and the budget; the cost
+    of the largest pass, padding included, 0 without any."""
     samples = _samples(model)
     if samples is None:
-        return
+        return 0
     give_up = time.perf_counter() + WARM_UP_SECONDS
     items = samples(1)
     served.speed.expect(mean_cost=model.cost(items[0]))
     run_alone(model, items, device)
+    largest = model.cost(items[0])
     while not served.speed.is_settled and time.perf_counter() < give_up:
         items = samples(served.speed.budget)
         costs = [model.cost(item) for item in items]
         seconds = run_alone(model, items, device)
         padded = max(costs) * len(costs)
+        largest = max(largest, padded)
         share = shares_of(device).of(model)
         served.speed.observe(padded_cost=padded, cost=sum(costs), jobs=len(items), seconds=seconds, share=share)
+    return largest
 
 
 def _samples(model: Model) -> Callable[[int], list[Any]] | None:

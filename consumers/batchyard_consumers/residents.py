@@ -19,7 +19,8 @@ from batchyard.model import Model
 from batchyard.settings import PoolSettings
 from batchyard.store.base import JobStore
 from batchyard.telemetry import log_event
-from batchyard_consumers.host_copies import GIB, host_size_of, size_of, to_host
+from batchyard_consumers.footprint import in_use, most_used
+from batchyard_consumers.host_copies import GIB, host_size_of, to_host
 from batchyard_consumers.loading import Loader
 from batchyard_consumers.residency import Copy, Standing, dropped_copies, next_move, preloaded
 from batchyard_consumers.served import Served
@@ -86,6 +87,7 @@ class Residents:
         self._stopping = stopping
         self._device = device
         self._host_room = host_room
+        self._used_before = in_use(device)
         self._clock = clock
 
     def run(self) -> None:
@@ -119,6 +121,12 @@ class Residents:
             if all(self._evict(self._records[name], for_=coming) for name in move.evict):
                 self._load(coming)
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that the ledger reckons with for the models that are there, and by how much the memory in use has grown
+        at most; of a CPU's, the whole process's. From any thread."""
+        there = [one.size for one in self._records.values() if one.served.model is not None]
+        return {"predicted": sum(there), "measured": max(0, most_used(self._device) - self._used_before)}
+
     def _is_complete(self) -> bool:
         """Nothing is left to load, so nothing will have to leave."""
         return all(one.served.model is not None for one in self._records.values())
@@ -128,7 +136,7 @@ class Residents:
             return
         copy, one.copy = one.copy, None
         if (copy is not None and self._loader.bring_back(one.served, copy)) or self._loader.attempt(one.served):
-            one.size = max(size_of(one.served.model), 1)
+            one.size = max(one.served.footprint.at(one.served.speed.budget), 1)
             one.loaded_at = one.worked_at = self._clock()
             one.wanted_since, one.pause = None, FIRST_PAUSE_SECONDS
         else:

@@ -10,6 +10,7 @@ from batchyard.inputs import Validator
 from batchyard.jobs import Lane
 from batchyard.model import ContinuousModel, Model
 from batchyard.settings import ModelSettings
+from batchyard_consumers.footprint import Footprint
 from batchyard_consumers.speed import Speed
 
 MOST_COST = 1 << 40
@@ -28,6 +29,7 @@ class Served:
     validator: Validator | None = None
     """Compiled input schema; None where anything goes."""
     load_seconds: float = 0.0
+    footprint: Footprint = field(default_factory=Footprint)
     return_seconds: float | None = None
     """Of its last return from the machine's memory to the device; None before it has."""
     load_error: str | None = None

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ runtime = "batchyard_consumers.samples:NoOp"
 runtime = "nowhere.at_all:Model"
 [pools.local]
 models = ["good", "bad"]
+"""
+WEIGHTY = """
+import torch
+from batchyard import Model
+
+class Heavy(Model):
+    def load(self, device):
+        self.weights = torch.ones(16 * 2**20, device=device)
+    def forward(self, items):
+        return items
 """
 
 
@@ -67,6 +78,16 @@ def test_check_works_without_a_database(tmp_path: Path) -> None:
     done = CliRunner().invoke(check, ["--model", "good"], obj=invocation(tmp_path))
     assert done.exit_code == 0, done.output
     assert "nothing is published" in done.output
+
+
+def test_check_says_what_memory_was_predicted_and_measured(tmp_path: Path) -> None:
+    (tmp_path / "weighty.py").write_text(WEIGHTY)
+    called = invocation(tmp_path, '[models.heavy]\nruntime = "weighty:Heavy"\n')
+    done = CliRunner().invoke(check, ["--device", "cpu"], obj=called)
+    assert done.exit_code == 0, done.output
+    told = re.search(r"weights of 64.0 MiB, memory of 64.0 MiB predicted and ([\d.]+) MiB measured", done.output)
+    assert told is not None, done.output
+    assert float(told[1]) == pytest.approx(64.0, rel=0.25)
 
 
 def test_check_names_what_there_is(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class Tied(Model):
 
     def load(self, device: str) -> None:
         self.network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4))
-        self.network[2].weight = self.network[0].weight  # type: ignore[assignment]
+        self.network[2].weight = self.network[0].weight
         self.scale = torch.full((3,), 2.0)
         self.network.eval()
 
