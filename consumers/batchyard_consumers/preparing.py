@@ -92,7 +92,6 @@ class Preparer:
             self._fail(chunk, [(jobs[i], fault) for i, fault in faults.items()])
             kept = [i for i in range(len(jobs)) if i not in faults]
             jobs, items, costs = [jobs[i] for i in kept], [items[i] for i in kept], [costs[i] for i in kept]
-        jobs, items, costs = self._sharing.by_item(chunk, jobs, items, costs)
         seconds = time.perf_counter() - started
         self._seconds_per_job[served.name] = max(seconds / count, 1e-9)
         self._meter.preprocessed(served, seconds)
