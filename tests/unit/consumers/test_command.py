@@ -90,6 +90,69 @@ def test_check_says_what_memory_was_predicted_and_measured(tmp_path: Path) -> No
     assert float(told[1]) == pytest.approx(64.0, rel=0.25)
 
 
+BROKEN = """
+import sys
+
+from batchyard import InvalidInput, Model
+
+
+class Measured(Model):
+    input_schema = {"type": "string", "examples": ["one two", "three"]}
+    cost_unit = "words"
+
+    def cost(self, item):
+        return len(item.split())
+
+    def forward(self, items):
+        return list(items)
+
+
+class Empty(Model):
+    pass
+
+
+class Quits(Measured):
+    def load(self, device):
+        sys.exit("no licence")
+
+
+class Refuses(Measured):
+    def preprocess(self, inputs, params):
+        return [InvalidInput("too short") for _ in inputs]
+
+
+class Misdescribed(Measured):
+    input_schema = {"type": "words"}
+"""
+REASONS = {
+    "Empty": "must define forward",
+    "Quits": "cannot load: SystemExit: no licence",
+    "Refuses": "its first batch fails: too short",
+    "Misdescribed": "its input_schema is no JSON Schema",
+    "Missing": "cannot import checked_models:Missing: AttributeError",
+}
+
+
+def test_check_says_what_a_model_takes_and_why_others_cannot_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checked_models.py").write_text(BROKEN)
+    (tmp_path / "cut.pt").write_bytes(b"PK")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = [f'[models.{name.lower()}]\nruntime = "checked_models:{name}"\n' for name in ("Measured", *REASONS)]
+    cut = f'[models.cut]\nruntime = "torchscript"\nsource = "{tmp_path}/cut.pt"\noptions.inputs.x.shape = [2]\n'
+    called = invocation(tmp_path, "".join(named) + cut)
+    for name, words in (REASONS | {"cut": f"cut off or damaged: {tmp_path}/cut.pt (2 bytes)"}).items():
+        done = CliRunner().invoke(check, ["--model", name.lower()], obj=called)
+        assert done.exit_code == 1
+        assert f"{name.lower()}@1: FAILED: " in done.output
+        assert words in done.output
+    done = CliRunner().invoke(check, ["--model", "measured"], obj=called)
+    assert done.exit_code == 0, done.output
+    for words in ("words a batch", "µs a unit", "words/s", "jobs/s of"):
+        assert words in done.output
+
+
 def test_check_names_what_there_is(tmp_path: Path) -> None:
     done = CliRunner().invoke(check, ["--model", "other"], obj=invocation(tmp_path))
     assert done.exit_code == 2
