@@ -128,11 +128,13 @@ SERIES = {
 }
 
 
-def figures(url: str, *, finished: int, seconds: float = 30.0) -> dict[str, float]:
-    """What the consumers have counted once so many jobs are among it: heartbeats bring it."""
+def figures(url: str, *, finished: int, model: str = "", seconds: float = 60.0) -> dict[str, float]:
+    """What the consumers have counted once so many jobs are among it, of one model or of all: heartbeats bring it."""
     give_up = time.monotonic() + seconds
     while True:
-        lines = read(f"{url}/metrics").splitlines()
+        lines = [
+            line for line in read(f"{url}/metrics").splitlines() if f'model="{model}' in line or "model=" not in line
+        ]
         found = {
             name: sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(series, line))
             for name, series in SERIES.items()
