@@ -79,7 +79,7 @@ def run(plan: Plan) -> History:
         is_drained = drain(made, stuck_seconds=plan.stuck_seconds)
         if not plan.mutant:
             _calm(made, keys, stuck_seconds=plan.stuck_seconds)
-        _audit(made, keys, load, streams=is_drained)
+        audit(made, keys, load, streams=is_drained)
         made.record()
     return history
 
@@ -127,7 +127,7 @@ def _calm(made: Yard, keys: Mapping[str, str], *, stuck_seconds: float) -> None:
     made.history.add([Calm(ticketed=after[0] - before[0], claimed=after[1] - before[1])])
 
 
-def _audit(made: Yard, keys: Mapping[str, str], load: Load, *, streams: bool) -> None:
+def audit(made: Yard, keys: Mapping[str, str], load: Load, *, streams: bool) -> None:
     """Everybody reads all of their jobs once more and, where they have ended, the results of their bulks."""
     for tenant, key in keys.items():
         caller = Caller(made.urls, tenant=tenant, key=key, rng=random.Random(0))

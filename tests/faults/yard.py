@@ -59,7 +59,7 @@ class Combination(NamedTuple):
 COMBINATIONS = [
     Combination(database, broker) for database in ("sqlite", "postgres") for broker in ("redis", "rabbitmq")
 ]
-_DATABASES: Mapping[str, Callable[[Path], AbstractContextManager[servers.Database]]] = {
+DATABASES: Mapping[str, Callable[[Path], AbstractContextManager[servers.Database]]] = {
     "sqlite": servers.sqlite,
     "postgres": servers.postgres,
 }
@@ -168,7 +168,7 @@ def yard(
 ) -> Iterator[Yard]:
     """Start everything, and wait until it serves. `mutant` names the change to the product's code, if any."""
     with ExitStack() as stack:
-        database = stack.enter_context(_DATABASES[combination.database](folder))
+        database = stack.enter_context(DATABASES[combination.database](folder))
         broker = stack.enter_context(_BROKERS[combination.broker]())
         config = folder / "batchyard.toml"
         lease_seconds = history.setting.lease_ms / 1000
