@@ -223,6 +223,16 @@ def test_a_cluster_is_described_in_its_own_words(write: Write, text: str, fault:
     assert fault in faults_of(write(text))[0]
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0,1", "cuda:GPU-5d5ba0d6-d33d,MIG-c6d4f1ef-42e4,3"])
+def test_a_pool_names_its_devices(write: Write, device: str) -> None:
+    models = '[models.m]\nruntime = "a:B"\n'
+    [pool] = load(write(models + f'[pools.p]\nmodels = ["m"]\ndevice = "{device}"\nconsumers_per_device = 2')).pools
+    assert (pool.device, pool.consumers_per_device) == (device, 2)
+    for wrong in ("gpu", "cuda:", "cuda:0,0", "cuda:0, 1", "cpu:0", "cuda:x"):
+        [fault] = faults_of(write(models + f'[pools.p]\nmodels = ["m"]\ndevice = "{wrong}"'))
+        assert fault.endswith('"cuda:" and GPUs by index or UUID, each once, such as "cuda:0,1"')
+
+
 def test_a_pool_names_a_class_of_hardware_that_exists(write: Write) -> None:
     models = '[models.m]\nruntime = "a:B"\n[hardware.l4]\n'
     assert load(write(models + '[pools.p]\nmodels = ["m"]\nhardware = "l4"')).pools[0].hardware == "l4"

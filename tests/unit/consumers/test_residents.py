@@ -130,13 +130,22 @@ def test_the_first_claim_is_told_for_it_ends_the_cold_start(make: Callable[..., 
     assert told() == first
 
 
-def test_a_model_finishes_what_it_holds_before_it_leaves(make: Callable[..., Yard], monkeypatch: Any) -> None:
+@pytest.mark.parametrize("stage", ["forward", "postprocess"])
+def test_a_model_finishes_what_it_holds_before_it_leaves(
+    make: Callable[..., Yard], monkeypatch: Any, stage: str
+) -> None:
     yard = make("a", "b", room=4000)
     yard.start()
-    gate = threading.Event()
-    monkeypatch.setattr(yard.line.served["a"].model, "forward", lambda items: gate.wait(20) and list(items))
-    ids = yard.line.submit("a", [1, 2])
-    until(lambda: yard.line.pipeline.running)
+    gate, begun = threading.Event(), threading.Event()
+
+    def wait(items: Any) -> Any:
+        begun.set()
+        assert gate.wait(20)
+        return list(items)
+
+    monkeypatch.setattr(yard.line.served["a"].model, stage, wait)
+    ids = yard.line.submit("a", [1])
+    assert begun.wait(20)
     yard.line.submit("b", [1], tickets=False)
     monkeypatch.setattr(residency, "PATIENCE_SECONDS", 0.0)
     mover = threading.Thread(target=yard.look)
@@ -147,7 +156,7 @@ def test_a_model_finishes_what_it_holds_before_it_leaves(make: Callable[..., Yar
     gate.set()
     mover.join()
     assert yard.there == ["b"]
-    assert [view.state for view in yard.line.finish(ids)] == [State.SUCCEEDED] * 2
+    assert [view.state for view in yard.line.finish(ids)] == [State.SUCCEEDED]
     assert yard.line.store.get_jobs(late, tenant_id=1)[0].state is State.QUEUED
 
 
