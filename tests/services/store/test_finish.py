@@ -165,7 +165,7 @@ def test_time_of_the_device_adds_up_over_attempts_whatever_became_of_them(yard: 
     had = msgspec.structs.replace
     unsuccessful = [had(waiting(retried), device_us=20), had(failed(lost), device_us=300)]
     yard.finish([*unsuccessful, succeeded(away, device_us=4000)])
-    eventually(lambda: yard.store.promote_due(limit=10))
+    eventually(lambda: bool(yard.store.promote_due(limit=10)))
     [again] = yard.claim([retried.id])
     yard.finish([succeeded(again, device_us=1)])
     assert [yard.view(job.id).device_us for job in (retried, lost)] == [21, 300]
