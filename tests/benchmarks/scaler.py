@@ -136,15 +136,20 @@ def _shared(options: argparse.Namespace) -> Iterator[str]:
 
 def _preempted(options: argparse.Namespace) -> Iterator[str]:
     """spot capacity of bamboo, its preemptions with 30 s of notice: nothing lost, and no more starts than the peer's"""
-    for trace, cold_start in (
-        (_m_large(days=min(3, options.days), seed=options.seed), 300.0),
-        (_conversations(seed=options.seed), 60.0),
+    for trace, cold_start, swap in (
+        (_m_large(days=min(3, options.days), seed=options.seed), 300.0, 0.0),
+        (_conversations(seed=options.seed), 60.0, 0.0),
+        (sparse(days=4, jobs=4_700, seed=options.seed), 300.0, 23.0),
     ):
         spot = _bamboo()
-        on_spot = _pool(trace, cold_start=cold_start, zones=list(spot))
-        jobs = round((900 - cold_start) / 2 / float(trace.work_seconds.mean()))
+        on_demand, on_spot = (
+            msgspec.structs.replace(_pool(trace, cold_start=cold_start, zones=zones), swap_seconds=swap)
+            for zones in ((), list(spot))
+        )
+        slack = float((trace.due_at - trace.arrive_at).min())
+        jobs = round((slack - cold_start) / 2 / float(trace.work_seconds.mean()))
         contenders = [peers.ours(), peers.backlog_falling_back(jobs=jobs)]
-        both = _compare(trace, [_pool(trace, cold_start=cold_start), on_spot], contenders, spot=spot, bound=False)
+        both = _compare(trace, [on_demand, on_spot], contenders, spot=spot, bound=False)
         alone = _compare(trace, [on_spot], [peers.backlog_per_instance(jobs=jobs)], spot=spot, bound=False)
         found = msgspec.structs.replace(both, measures=[*both.measures, *alone.measures])
         yield markdown(found)
