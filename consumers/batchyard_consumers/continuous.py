@@ -169,7 +169,8 @@ class Continuous:
 
     def _join(self, batch: Batch) -> None:
         if batch.is_split:
-            [item] = self._items.of(batch.served, batch.jobs, model=batch.model)
+            with self._executing.of(batch.owner, batch.jobs):
+                [item] = self._items.of(batch.served, batch.jobs, model=batch.model)
             if isinstance(item, Exception):
                 self._device.fail(batch, item)
                 return

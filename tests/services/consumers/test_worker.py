@@ -246,19 +246,29 @@ def test_a_killed_consumer_loses_nothing(opened: Callable[..., Yard]) -> None:
     assert {view.failures for view in views} == {0}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_forward_pass_without_end_costs_its_job_alone(opened: Callable[..., Yard]) -> None:
-    models = MOODY.replace("batch_budget = 4", "batch_budget = 1\nmax_run_seconds = 1")
+    models = MOODY.replace("batch_budget = 4", "batch_budget = 8\nmax_run_seconds = 2")
     place = opened(models, "moody")
-    worker = place.start()
-    place.ready()
-    ids = place.submit("moody@1", [{"do": "sleep", "value": 60}] + [{"do": "echo", "value": n} for n in range(5)])
-    until(lambda: worker.poll() is not None, timeout=15, yard=place)
-    assert worker.returncode == 1
-    place.start()
-    place.ready()
-    views = place.finish(ids)
+    ids = place.submit("moody@1", [{"do": "sleep", "value": 600}] + [{"do": "echo", "value": n} for n in range(5)])
+    worker, ends = place.start(), 0
+
+    def finished() -> bool:
+        nonlocal worker, ends
+        place.chores()
+        if worker.poll() is not None:
+            assert worker.returncode == 1
+            worker, ends = place.start(), ends + 1
+        return len(place.store.finished_among(ids)) == len(ids)
+
+    # The batch ends the first process, the guilty job by itself the second.
+    until(finished, timeout=200, yard=place)
+    views = place.view(ids)
     assert result(views[0]).code == "timeout"
     assert [result(view) for view in views[1:]] == list(range(5))
+    assert {(view.failures, view.crashes) for view in views[1:]} == {(0, 0)}
+    assert ends in (1, 2)
 
 
 # --- the broker -------------------------------------------------------------------------------------------------------
