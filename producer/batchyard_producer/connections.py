@@ -48,10 +48,14 @@ class Unread:
         self.connections: set[Connection] = set()
         """Each added and removed by its event loop."""
 
-    def make_room(self, size: int) -> None:
-        """Unavailable where an answer of this size is more than may lie unread, unless it is the only one."""
+    def has_room(self, size: int) -> bool:
+        """Whether an answer of this size may lie unread too; where it is the only one it may."""
         lying = sum(connection.unread_bytes for connection in tuple(self.connections))
-        if lying and lying + size > UNREAD_BYTES:
+        return not lying or lying + size <= UNREAD_BYTES
+
+    def make_room(self, size: int) -> None:
+        """Unavailable where there is none."""
+        if not self.has_room(size):
             raise Unavailable(
                 "answers that their readers are slow to take fill the memory for them: try again", retry_after_seconds=1
             )

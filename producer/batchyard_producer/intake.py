@@ -22,6 +22,8 @@ BODY_SECONDS = 60.0
 MAX_KEY_BYTES = 255
 LARGE_ANSWER_BYTES = 64 * 1024
 """What a connection holds for a reader without being asked whether there is room."""
+ROOM_SECONDS = 0.1
+"""Between two looks for room for a piece of an answer."""
 ROOM_BODIES = 8
 LEAST_ROOM_BYTES = 64 * 1024 * 1024
 
@@ -207,10 +209,13 @@ class Request:
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
+    async def room(self, size: int) -> None:
+        """Wait until a piece of about this size may lie unread: who takes nothing of others is cut off in a while."""
+        while not unread.has_room(size):  # noqa: ASYNC110  no event tells of it
+            await asyncio.sleep(ROOM_SECONDS)
+
     async def piece(self, body: bytes, *, more: bool = True) -> None:
-        """Send some of the body; waits while the client is slow to take it. Unavailable as in `answer`."""
-        if len(body) > LARGE_ANSWER_BYTES:
-            unread.make_room(len(body))
+        """Send some of the body; waits while the client is slow to take it."""
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 

@@ -16,7 +16,7 @@ import msgspec
 from batchyard import results
 from batchyard.errors import InvalidRequest
 from batchyard.jobs import State
-from batchyard.result_pages import ResultPages
+from batchyard.result_pages import PAGE_BYTES, ResultPages
 from batchyard.results import Frame, TensorRendering
 from batchyard.schemas import MEDIA_NDJSON
 from batchyard.store.base import JobStore, ResultRow
@@ -116,6 +116,7 @@ class ResultStream:
         sign_of_life = loop.time() + SIGN_OF_LIFE_SECONDS
         with self._waiting.pace() as pace:
             while True:
+                await self._request.room(PAGE_BYTES)
                 pace.look()
                 page, packed = await loop.run_in_executor(self._pool, self._read)
                 if page is not None:

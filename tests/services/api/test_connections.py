@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -198,7 +199,7 @@ LARGE = 12_000_000
 def test_answers_that_nobody_takes_are_bounded_all_together(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     path = large_result(yard)
     monkeypatch.setattr(connections, "UNREAD_BYTES", 2 * LARGE)
-    with ExitStack() as stack:
+    with ThreadPoolExecutor(1) as threads, ExitStack() as stack:
         firsts = [stack.enter_context(not_reading(yard, path)).recv(12) for _ in range(6)]
         assert firsts[0] == b"HTTP/1.1 200"
         assert firsts[3:] == [b"HTTP/1.1 503"] * 3
@@ -208,6 +209,11 @@ def test_answers_that_nobody_takes_are_bounded_all_together(yard: Yard, monkeypa
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         # What is small has room all the same.
         assert yard.client.get("/v1/jobs").status_code == 200
+        # A stream has begun to be answered: it waits.
+        monkeypatch.setattr(connections, "UNREAD_BYTES", lying)
+        stream = threads.submit(yard.client.get, f"/v1/bulks/{yard.bulk()}/results")
+        assert wait([stream], timeout=0.5).not_done
+    assert stream.result(timeout=30).text.endswith('"finished":false}\n')
     eventually(lambda: not connections.unread.connections)
     assert len(yard.client.get(path).json()["result"]) == LARGE
 
