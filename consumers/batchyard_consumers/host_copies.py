@@ -52,8 +52,6 @@ def host_size_of(model: Any) -> int:
 def to_host(model: Any, *, device: str) -> bool:
     """Move a model that nobody uses into the machine's memory; whether that freed the device of it. Where it did not,
     the model is of no more use."""
-    if getattr(model, "is_bucketed", False):
-        return False  # the recordings of its passes hold the memory that they were recorded with
     size, before = size_of(model), _allocated(device)
     try:
         with torch.no_grad():

@@ -202,7 +202,7 @@ def _settle_compiling(bench: Bench, *, name: str) -> str:
     """Compile the model in the dtype that it is in, or say why it is not compiled. ModelLoadError where it must be."""
     model = bench.model
     try:
-        compiling.begin(model, bench.device)
+        compiling.begin(model)
         compiling.warm(model, bench.device)
         agreement = bench.agreement()
         seconds = bench.timed({"plain": lambda: compiling.pause(model), "compiled": lambda: compiling.resume(model)})

@@ -52,8 +52,8 @@ class TextClassification(Pretrained):
 
     def forward(self, items: Sequence[Row]) -> tuple[torch.Tensor, Sequence[Row]]:
         """Logits [batch, labels], float32, on the CPU; and what was asked of each row."""
-        features = self._padded([row.ids for row in items], [row.types for row in items])
-        return self._logits(features, rows=len(items)), items
+        features = self._tokenizer.padded([row.ids for row in items], [row.types for row in items])
+        return self._logits(features), items
 
     def postprocess(self, outputs: tuple[torch.Tensor, Sequence[Row]]) -> Sequence[Any]:
         logits, rows = outputs
@@ -102,8 +102,8 @@ class Reranking(Pretrained):
 
     def forward(self, items: Sequence[Sequence[Row]]) -> list[list[float]]:
         rows = [row for item in items for row in item]
-        features = self._padded([row.ids for row in rows], [row.types for row in rows])
-        logits = self._logits(features, rows=len(rows))[:, 0]
+        features = self._tokenizer.padded([row.ids for row in rows], [row.types for row in rows])
+        logits = self._logits(features)[:, 0]
         scores = iter((logits.sigmoid() if self._is_bounded else logits).tolist())
         return [[next(scores) for _ in item] for item in items]
 

@@ -32,7 +32,6 @@ class SentenceEmbeddings(Model):
     cost_unit: ClassVar[str] = "tokens"
     dtypes = ("bfloat16", "float16", "int8")
     tolerance = 0.999
-    is_bucketed = False
 
     _encoder: Any
     _tokenizer: Tokenizer | None = None
@@ -83,7 +82,7 @@ class SentenceEmbeddings(Model):
     def forward(self, items: Sequence[Any]) -> torch.Tensor:
         """[batch, dimension], float32, on the CPU."""
         features = self._padded(items) if self._tokenizer is not None else self._by_library(items)
-        embeddings = self._encoder(features)["sentence_embedding"][: len(items)]
+        embeddings = self._encoder(features)["sentence_embedding"]
         if self._truncate_dim is not None:
             embeddings = embeddings[..., : self._truncate_dim]
         if self.options.get("normalize", False):
@@ -100,11 +99,11 @@ class SentenceEmbeddings(Model):
         """See `compiling.py`."""
         return self._encoder[0].auto_model
 
-    def shapes(self, most: int) -> Iterable[list[Any]]:
+    def shapes(self) -> Iterable[list[Any]]:
         """See `compiling.py`."""
         if self._tokenizer is None:
             return (self.samples(SAMPLE_TOKENS * rows) for rows in (1, 3))
-        return self._tokenizer.shapes(most, is_bucketed=self.is_bucketed)
+        return self._tokenizer.shapes()
 
     def proofs(self) -> list[Any]:
         return list(proofs.TEXTS)
@@ -121,7 +120,7 @@ class SentenceEmbeddings(Model):
 
     def _padded(self, items: Sequence[Any]) -> dict[str, Any]:
         assert self._tokenizer is not None
-        return {**self._tokenizer.padded(items, is_bucketed=self.is_bucketed), "modality": "text"}
+        return {**self._tokenizer.padded(items), "modality": "text"}
 
     def _by_library(self, texts: Sequence[str]) -> dict[str, Any]:
         features = self._encoder.preprocess(list(texts))

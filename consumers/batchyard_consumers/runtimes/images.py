@@ -62,7 +62,7 @@ class ImageClassification(Pretrained):
         """Logits [batch, labels], float32, on the CPU; and how many labels each image wants."""
         pixels = torch.stack([pixels for pixels, _ in items])
         features = {"pixel_values": pixels.to(self._device, self._module.dtype, non_blocking=True)}
-        return self._logits(features, rows=len(items)), [top for _, top in items]
+        return self._logits(features), [top for _, top in items]
 
     def postprocess(self, outputs: tuple[torch.Tensor, list[int | None]]) -> Sequence[Any]:
         return self._labelled(*outputs)
@@ -77,7 +77,7 @@ class ImageClassification(Pretrained):
         pixels = self._pixels(Image.new("RGB", (64, 64)))
         return [(pixels, None)] * max(1, cost // self.cost((pixels, None)))
 
-    def shapes(self, most: int) -> Iterable[list[Any]]:
+    def shapes(self) -> Iterable[list[Any]]:
         """One image, and several."""
         return ([self.samples(1)[0]] * rows for rows in (1, 3))
 

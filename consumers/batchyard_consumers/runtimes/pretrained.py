@@ -29,7 +29,6 @@ class Pretrained(Model):
     cost_unit = "tokens"
     dtypes = ("bfloat16", "float16", "int8")
     tolerance = 0.99
-    is_bucketed = False
 
     _head: str
     """Name of the library's class that brings the head."""
@@ -50,10 +49,9 @@ class Pretrained(Model):
         """See `compiling.py`."""
         return self._module
 
-    def shapes(self, most: int) -> Iterable[list[Any]]:
+    def shapes(self) -> Iterable[list[Any]]:
         """See `compiling.py`."""
-        rows = self._tokenizer.shapes(most, is_bucketed=self.is_bucketed)
-        return (self._sampled(ids) for ids in rows)
+        return map(self._sampled, self._tokenizer.shapes())
 
     def samples(self, cost: int) -> list[Any]:
         """Items to warm up with."""
@@ -97,13 +95,10 @@ class Pretrained(Model):
         limits = [limit for limit in (self.options.get("max_tokens"), places) if isinstance(limit, int) and limit > 0]
         return Tokenizer(tokenizer, max_tokens=min(limits, default=None), device=device)
 
-    def _logits(self, features: dict[str, torch.Tensor], *, rows: int) -> torch.Tensor:
+    def _logits(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """[rows, …, labels], float32, on the CPU."""
-        logits: torch.Tensor = self._module(**features).logits[:rows].float().cpu()
+        logits: torch.Tensor = self._module(**features).logits.float().cpu()
         return logits
-
-    def _padded(self, rows: Sequence[Ids], types: Sequence[Ids] | None = None) -> dict[str, torch.Tensor]:
-        return self._tokenizer.padded(rows, types, is_bucketed=self.is_bucketed)
 
     def _top(self, params: dict[str, Any]) -> int | None:
         """How many labels are wanted; None: the best alone, without a list. InvalidInput."""

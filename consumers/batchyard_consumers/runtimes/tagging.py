@@ -44,7 +44,7 @@ class TokenClassification(Pretrained):
 
     def forward(self, items: Sequence[Text]) -> tuple[torch.Tensor, Sequence[Text]]:
         """Logits [batch, longest, labels], float32, on the CPU; and the texts."""
-        return self._logits(self._padded([item.ids for item in items]), rows=len(items)), items
+        return self._logits(self._tokenizer.padded([item.ids for item in items])), items
 
     def postprocess(self, outputs: tuple[torch.Tensor, Sequence[Text]]) -> Sequence[Any]:
         logits, texts = outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,6 @@ from batchyard.errors import InvalidInput
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 SAMPLE_TOKENS = 32
-BUCKET_TOKENS = 16
-"""Rows that are padded to few shapes have a multiple of that many tokens, and a power of two is their number."""
 
 
 class Tokenizer:
@@ -43,20 +41,12 @@ class Tokenizer:
         """`tokenizers.Encoding` of each text or pair of texts, with offsets into the text."""
         return list(self._of_this_thread().encode_batch(list(texts)))
 
-    def padded(
-        self, rows: Sequence[Ids], types: Sequence[Ids] | None = None, *, is_bucketed: bool = False
-    ) -> dict[str, torch.Tensor]:
-        """Rows of tokens on the device as [rows, longest], int64, with their mask; `types` are those of pairs.
-
-        Where they are bucketed there may be more rows, and longer ones.
-        """
+    def padded(self, rows: Sequence[Ids], types: Sequence[Ids] | None = None) -> dict[str, torch.Tensor]:
+        """Rows of tokens on the device as [rows, longest], int64, with their mask; `types` are those of pairs."""
         lengths = [len(ids) for ids in rows]
         shape = (len(rows), max(lengths))
-        if is_bucketed:
-            shape = self._bucket(*shape)
         tokens = np.full(shape, self.pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
-        mask[len(rows) :, 0] = 1  # attention among nothing is not a number
         for row, (ids, length) in enumerate(zip(rows, lengths, strict=True)):
             tokens[row, :length] = ids
             mask[row, :length] = 1
@@ -71,25 +61,13 @@ class Tokenizer:
         """Rows to warm up with, of about that many tokens together."""
         return [self._sample(SAMPLE_TOKENS)] * max(1, cost // SAMPLE_TOKENS)
 
-    def shapes(self, most: int, *, is_bucketed: bool) -> Iterator[list[Ids]]:
-        """Rows of every bucket up to so many tokens; without buckets one row, and several."""
-        if not is_bucketed:
-            # Numbers that differ, or a compiler takes rows and lengths for one and the same.
-            yield from ([self._sample(SAMPLE_TOKENS + 5)], [self._sample(SAMPLE_TOKENS + 5)] * 3)
-            return
-        for length in range(BUCKET_TOKENS, min(self.max_tokens, most) + BUCKET_TOKENS, BUCKET_TOKENS):
-            rows = 1
-            while rows * length <= most:
-                yield [self._sample(min(length, self.max_tokens))] * rows
-                rows *= 2
+    def shapes(self) -> list[list[Ids]]:
+        """One row, and several; a compiler makes something of its own of a single one."""
+        # Numbers that differ, or it takes rows and lengths for one and the same.
+        return [[self._sample(SAMPLE_TOKENS + 5)] * rows for rows in (1, 3)]
 
     def _sample(self, tokens: int) -> Ids:
         return np.full(tokens, self.pad_id, dtype=np.int64)
-
-    def _bucket(self, rows: int, longest: int) -> tuple[int, int]:
-        """The shape that a batch is padded to."""
-        length = min(-(-longest // BUCKET_TOKENS) * BUCKET_TOKENS, self.max_tokens)
-        return 1 << (rows - 1).bit_length(), length
 
     def _of_this_thread(self) -> Any:
         tokenizer = getattr(self._local, "tokenizer", None)

@@ -10,9 +10,7 @@ from batchyard.errors import ModelLoadError
 from batchyard.model import Model
 from batchyard_consumers import compiling, precision
 from batchyard_consumers.precision import settle
-from batchyard_consumers.runtimes.tokens import BUCKET_TOKENS
-from tests.unit.consumers.test_embeddings import TEXTS, embed
-from tests.unit.consumers.test_embeddings import loaded as embedder
+from tests.unit.consumers.test_embeddings import TEXTS
 from tests.unit.consumers.tiny import bert, labels, loaded, run
 
 
@@ -124,7 +122,7 @@ def test_torch_s_own_compiler_takes_every_shape_without_compiling_again(
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda forward, **_: torch_compile(forward, dynamic=True, backend=counting))
     expected = [run(classifier, TEXTS[:count]) for count in range(1, len(TEXTS) + 1)]
-    compiling.begin(classifier, "cpu")
+    compiling.begin(classifier)
     compiling.warm(classifier, "cpu")
     before = len(graphs)
     assert before > 0
@@ -132,25 +130,3 @@ def test_torch_s_own_compiler_takes_every_shape_without_compiling_again(
         same(run(classifier, TEXTS[:count]), rows)
     assert len(graphs) == before
     compiling.end(classifier)
-
-
-def test_batches_in_buckets_have_few_shapes_and_the_same_results() -> None:
-    model = embedder()
-    expected = embed(model, TEXTS)
-    shapes = set()
-    plain = model.compilable.forward
-
-    def watched(**features: Any) -> Any:
-        shapes.add(tuple(features["input_ids"].shape))
-        return plain(**features)
-
-    model.compilable.forward = watched
-    model.is_bucketed = True
-    found = [embed(model, TEXTS[first : first + 3]) for first in range(len(TEXTS))]
-    for first, rows in enumerate(found):
-        assert rows.shape == expected[first : first + 3].shape
-        assert abs(rows - expected[first : first + 3]).max() < 1e-5
-    assert all(rows & (rows - 1) == 0 and tokens % BUCKET_TOKENS == 0 for rows, tokens in shapes)
-    warmed = {(len(items), len(items[0])) for items in model.shapes(1024)}
-    assert {shape for shape in shapes if shape[0] * shape[1] <= 1024} <= warmed
-    assert len(warmed) < 80
