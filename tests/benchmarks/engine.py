@@ -187,7 +187,7 @@ def _first_result(device: str) -> float:
     """A consumer of its own beside a system that has none."""
     with (
         running_system(database="sqlite", models=MODEL, consumers=0, device=device) as system,
-        Client(system.url, timeout=120) as client,
+        Client(system.url, timeout=300) as client,
     ):
         client.pin_pool("local", replicas=0)
         job = client.submit("minilm", "a first text")
@@ -196,7 +196,7 @@ def _first_result(device: str) -> float:
         with (system.directory / "worker.log").open("wb") as log:
             worker = subprocess.Popen(command, cwd=system.directory, stdout=log, stderr=log, stdin=subprocess.PIPE)
         try:
-            job.result(timeout=120)
+            job.result(timeout=300)
             return time.perf_counter() - started
         finally:
             worker.terminate()
