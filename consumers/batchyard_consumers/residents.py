@@ -104,7 +104,12 @@ class Residents:
                 self._loader.refuse(one.served, reason=takes)
         wanted = [one for one in self._records.values() if one.served.settings.preload or one.served.settings.pinned]
         for name in preloaded([self._standing(one) for one in wanted], room=self._room):
-            self._load(self._records[name])
+            one = self._records[name]
+            if one.size <= self._free():
+                self._load(one)
+            # A size that nobody declared is known once it is loaded.
+            if self._free() < 0 and self._standing(one).is_resident and not self._standing(one).is_pinned:
+                self._evict(one, for_=one)
 
     def look(self) -> None:
         """One round: at the backlog, and at most one model in."""
@@ -127,6 +132,9 @@ class Residents:
         there = [one.size for one in self._records.values() if one.served.model is not None]
         return {"predicted": sum(there), "measured": max(0, most_used(self._device) - self._used_before)}
 
+    def _free(self) -> float:
+        return self._room - sum(one.size for one in self._records.values() if one.served.model is not None)
+
     def _is_complete(self) -> bool:
         """Nothing is left to load, so nothing will have to leave."""
         return all(one.served.model is not None for one in self._records.values())
@@ -135,7 +143,9 @@ class Residents:
         if self._stopping.is_set():
             return
         copy, one.copy = one.copy, None
-        if (copy is not None and self._loader.bring_back(one.served, copy)) or self._loader.attempt(one.served):
+        is_back = copy is not None and self._loader.bring_back(one.served, copy)
+        del copy
+        if is_back or self._loader.attempt(one.served):
             one.size = max(one.served.footprint.at(one.served.speed.budget), 1)
             one.loaded_at = one.worked_at = self._clock()
             one.wanted_since, one.pause = None, FIRST_PAUSE_SECONDS
@@ -145,10 +155,9 @@ class Residents:
 
     def _retry(self) -> None:
         """Try what failed to load at the start, and is due, once more where it fits."""
-        free = self._room - sum(one.size for one in self._records.values() if one.served.model is not None)
         for one in self._records.values():
             failed = one.served.model is None and one.not_before > -math.inf
-            if failed and self._clock() >= one.not_before and one.size <= free:
+            if failed and self._clock() >= one.not_before and one.size <= self._free():
                 self._load(one)
                 return
 

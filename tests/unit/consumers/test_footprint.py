@@ -18,6 +18,7 @@ def test_on_a_gpu_weights_and_passes_are_told_apart(monkeypatch: pytest.MonkeyPa
     used = {"now": 100, "most": 100}
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: used["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: used["most"])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: used.update(most=used["now"]))
     scale = Scale("cuda:0")
     used.update(now=1100, most=9999)  # loading took more for a moment
@@ -26,6 +27,12 @@ def test_on_a_gpu_weights_and_passes_are_told_apart(monkeypatch: pytest.MonkeyPa
     found = scale.footprint(weights=1000, cost=64)
     assert found == Footprint(weights=1000, passes=400, cost=64, measured=1400)
     assert scale.footprint(weights=1000, cost=0).at(64) == 1000
+
+
+def test_a_model_that_leaves_the_gpu_alone_takes_nothing_of_it() -> None:
+    scale = Scale("cuda:0")
+    scale.loaded()
+    assert scale.footprint(weights=0, cost=64) == Footprint(cost=64)
 
 
 def test_on_a_cpu_it_is_by_how_much_the_process_grew() -> None:

@@ -96,6 +96,16 @@ def test_what_fits_is_loaded_at_the_start(make: Callable[..., Yard]) -> None:
     assert make("a", "b", "c").start() == ["a", "b"]
 
 
+def test_models_of_sizes_that_nobody_declared_are_loaded_while_there_is_room(make: Callable[..., Yard]) -> None:
+    yard = make("a", "b", "c", "d")
+    for record in yard.residents._records.values():
+        record.size = 0
+    assert yard.start() == ["a", "b"]
+    assert yard.loaded == ["a", "b", "c", "d"]  # what does not fit went again, and its size is known from now on
+    assert yard.look() == ["a", "b"]
+    assert yard.residents.memory()["predicted"] == 8000
+
+
 def test_everything_is_loaded_where_it_fits_and_the_thread_ends(make: Callable[..., Yard]) -> None:
     yard = make("a", "b", "c", room=float("inf"))
     yard.residents.run()
