@@ -14,7 +14,7 @@ from batchyard_consumers.footprint import Footprint
 from batchyard_consumers.speed import Speed
 
 MOST_COST = 1 << 40
-"""Of an item: the sums of any number of them that a ledger holds fit into 64 bits."""
+"""Of an item: the sum of eight million such still fits into 64 bits, as ledgers hold it."""
 
 
 @dataclass(eq=False)
