@@ -37,7 +37,8 @@ class Faults:
             value = math.nan
         if least <= value < math.inf:
             return value
-        self.add(line, f"{name} is {text.strip() or 'empty'}", f"a number of {least:g} or more")
+        expected = f"a number of {least:g} or more" if least <= 0 else "a number above 0"
+        self.add(line, f"{name} is {text.strip() or 'empty'}", expected)
         return None
 
     def end(self, *, rows: int) -> None:

@@ -55,6 +55,12 @@ def trace_of(
         drawn = np.random.default_rng(seed).choice(np.asarray(given), len(read))
         read = replace(read, due_at=read.arrive_at + drawn)
     if np.isnan(read.work_seconds).all():
+        if job_seconds is None:
+            click.echo(
+                f"Note: {path.name} has no column of the jobs' work, so each takes 30 s: --job-seconds says otherwise, "
+                "and --column work=HEADING names a column.",
+                err=True,
+            )
         read = replace(read, work_seconds=np.full(len(read), job_seconds or 30.0))
     return _scaled(read, demand)
 

@@ -211,6 +211,7 @@ def contender(text: str) -> Contender:
     }
     if text == "batchyard":
         return ours()
-    if name not in made or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
-        raise ValueError(f"{text} is no policy; there are {CONTENDERS}, each number above 0")
+    is_number = number.isdecimal() if name == "fixed" else number.replace(".", "", 1).isdecimal()
+    if name not in made or not is_number or float(number) <= 0:
+        raise ValueError(f"{text} is no policy; there are {CONTENDERS}, each number above 0, N a whole one")
     return made[name](float(number))

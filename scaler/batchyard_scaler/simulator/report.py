@@ -30,7 +30,7 @@ HEADINGS = (
 def markdown(comparison: Comparison) -> str:
     """A table, a row a contender. `best`: no other is both cheaper and more often on time."""
     title = (
-        f"{comparison.trace}: {comparison.jobs:,} jobs in {comparison.days:.2f} days, "
+        f"{comparison.trace}: {comparison.jobs:,} job{'s' * (comparison.jobs != 1)} in {comparison.days:.2f} days, "
         f"a mean demand of {comparison.mean_demand:.1f} replicas"
     )
     assumed = "; ".join(f"{name} {value}" for name, value in comparison.assumptions.items())

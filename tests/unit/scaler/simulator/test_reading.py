@@ -48,8 +48,8 @@ def test_all_faults_with_their_lines(tmp_path: Path) -> None:
     rows = ["0,30,1", "7,x,1", "5,-1,1", "9,30,1", "8,30,1", "1,2", "10,1,maybe", "nan,1,1"]
     path = write(tmp_path, "\n".join(["arrive_seconds,work_seconds,tolerant", *rows]))
     assert faults(path) == [
-        "line 3: work_seconds is x; expected a number of 1e-09 or more",
-        "line 4: work_seconds is -1; expected a number of 1e-09 or more",
+        "line 3: work_seconds is x; expected a number above 0",
+        "line 4: work_seconds is -1; expected a number above 0",
         "line 6: arrive_seconds is 8; expected that of the row before or later: rows ascend",
         "line 7: 2 fields; expected 3, as the heading has",
         "line 8: tolerant is maybe; expected one of 1, 0, true, false, yes, no",

@@ -91,7 +91,8 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     assert "neither a file nor one of diurnal, bursts, bulk, sparse" in simulate("absent.csv").output
     assert "two of them have the same name" in simulate("bulk", "--spot", "zone.csv", "--spot", "other/zone.csv").output
     assert "goes without --spot" in simulate("jobs.csv", "--apart", "--spot", "zone.csv").output
-    assert "there are batchyard, fixed:N" in simulate("bulk", "--policy", "x:1").output
+    for name in ("x:1", "keda:0", "fixed:1.5", "keda:²"):
+        assert "there are batchyard, fixed:N" in simulate("bulk", "--policy", name).output
     (tmp_path / "bad.csv").write_text("arrive_seconds,work_seconds\n1,-1\n")
     assert _error(simulate("bad.csv"), InvalidTrace).startswith("bad.csv is no trace that can be replayed:\n  - line 2")
     assert _error(simulate("rates.csv", "--model", "n"), InvalidRequest) == "rates.csv has no model n; it has m."
@@ -106,8 +107,21 @@ def _error(done: Result, kind: type[BatchyardError]) -> str:
 def test_of_requests_the_work_and_the_deadlines_are_flags(tmp_path: Path) -> None:
     rows = "".join(f"2023-11-16 18:{minute:02d}:00,1,1\n" for minute in range(30))
     (tmp_path / "requests.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
-    shown = simulate("requests.csv", "--job-seconds", "45", "--deadline", "600", "--policy", "fixed:2").stdout
-    assert "mean work of a job 45.0 s; deadlines 600 s" in shown
+    done = simulate("requests.csv", "--job-seconds", "45", "--deadline", "600", "--policy", "fixed:2")
+    assert "mean work of a job 45.0 s; deadlines 600 s" in done.stdout
+    assert done.stderr == ""
+    done = simulate("requests.csv", "--policy", "fixed:2", "--no-bound")
+    assert (
+        "requests.csv has no column of the jobs' work, so each takes 30 s: --job-seconds says otherwise" in done.stderr
+    )
+
+
+def test_columns_are_named_where_they_are_not_found(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("When,Took\n0,10\n60,20\n")
+    flags = ("--policy", "fixed:1", "--no-bound", "--column")
+    assert "mean work of a job 15.0 s" in simulate("own.csv", *flags, "arrive=When", "--column", "work=Took").stdout
+    assert "allowed is NAME=HEADING" in simulate("own.csv", *flags, "begin=When").output
+    assert "allowed is NAME=HEADING" in simulate("own.csv", *flags, "arrive").output
 
 
 def test_deadlines_that_no_fleet_meets_leave_the_bound_out(tmp_path: Path) -> None:
