@@ -63,7 +63,7 @@ MUTANTS = {
         module="batchyard.store.sql",
         old='PREEMPTED = {"preemptions": jobs.c.preemptions + 1}',
         new='PREEMPTED = {"preemptions": jobs.c.preemptions + 1, "failures": jobs.c.failures + 1}',
-        faults=("consumer_terminated",) * 3,
+        faults=("consumer_terminated_again_and_again",) * 4,
         caught_by=frozenset({"budgets_are_obeyed"}),
     ),
     "tickets are acknowledged before the claim": Mutant(

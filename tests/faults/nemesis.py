@@ -31,7 +31,8 @@ HANDED_BACK_SECONDS = 5.0
 UNKNOWN_JOB = 1 << 40
 """Ids from here on are older than any job."""
 LATE_WRITER_SECONDS = 120
-BUSY_SECONDS = 3.0
+BUSY_SECONDS = 10.0
+AGAIN_SECONDS = (0.02, 0.03, 0.05, 0.1, 0.2)
 SETTLED_SHARE = 0.75
 """Of the faults; the others are followed by the next one while their damage lasts."""
 SETTLE_SECONDS = 15.0
@@ -85,6 +86,16 @@ class Nemesis:
 
     def consumer_terminated(self) -> Sequence[int]:
         return self._end(self._busy_consumer(), signal.SIGTERM)
+
+    def consumer_terminated_again_and_again(self) -> Sequence[int]:
+        """Told once more it waits for no batch, and what it gives back then was preempted."""
+        member = self._busy_consumer()
+        pid, victims = member.pid, self._end(member, signal.SIGTERM)
+        for seconds in AGAIN_SECONDS:
+            time.sleep(seconds)
+            if member.pid == pid:
+                member.send(signal.SIGTERM)
+        return victims
 
     def consumer_paused_past_its_lease(self) -> Sequence[int]:
         member = self._busy_consumer()
@@ -269,6 +280,7 @@ EVERYWHERE = (
     "consumers_killed",
     "consumer_stays_away",
     "consumer_terminated",
+    "consumer_terminated_again_and_again",
     "consumer_paused_past_its_lease",
     "consumer_paused",
     "api_killed",
