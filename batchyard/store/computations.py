@@ -57,7 +57,9 @@ class Computations(Moves):
         with self._writing() as connection:
             now = self._database_ms(connection)
             new = self._insert(computations).on_conflict_do_nothing().returning(computations.c.key)
-            rows = [{"key": key, "job_id": jobs[0].id, "keep_ms": keep_ms} for key, jobs in missing.items()]
+            rows = [
+                {"key": key, "job_id": jobs[0].id, "keep_ms": keep_ms, "failures": 0} for key, jobs in missing.items()
+            ]
             made = set(connection.execute(new, rows).scalars())
             alone = {missing[key][0].id for key in made if len(missing[key]) == 1}
             shared = {key: jobs for key, jobs in missing.items() if key not in made or len(jobs) > 1}
@@ -78,9 +80,11 @@ class Computations(Moves):
         """Take turns with whoever computes the same, all of them locked."""
         if not held.jobs:
             return Division()
-        known = select(computations.c.key, computations.c.job_id).where(computations.c.key.in_(list(held.jobs)))
-        known = known.order_by(computations.c.key).with_for_update()
-        named = {bytes(key): job_id for key, job_id in connection.execute(known)}
+        known = select(computations.c.key, computations.c.job_id, computations.c.failures)
+        known = known.where(computations.c.key.in_(list(held.jobs))).order_by(computations.c.key).with_for_update()
+        found = connection.execute(known).all()
+        named = {bytes(row.key): row.job_id for row in found}
+        failures = {bytes(row.key): row.failures for row in found}
         ids = {job.id for mine in held.jobs.values() for job in mine} | set(named.values())
         locked = _STANDING.where(self._among(jobs.c.id, sorted(ids))).order_by(jobs.c.id).with_for_update(of=jobs)
         rows = {row.id: row for row in connection.execute(locked)}
@@ -90,7 +94,7 @@ class Computations(Moves):
             if mine:
                 turns[key] = take_turns(
                     mine,
-                    _standing(rows.get(named.get(key, 0))),
+                    _standing(rows.get(named.get(key, 0)), failures=failures.get(key, 0)),
                     now_ms=held.now_ms,
                     keep_ms=held.keep_ms,
                     lease_until_ms=rows[mine[0]].lease_until or held.now_ms,
@@ -108,13 +112,13 @@ class Computations(Moves):
     ) -> None:
         """From now on others are to follow the first that computes."""
         rows = [
-            {"key": key, "job_id": turn.computing[0], "keep_ms": keep_ms}
+            {"key": key, "job_id": turn.computing[0], "keep_ms": keep_ms, "failures": turn.failures}
             for key, turn in turns.items()
             if turn.computing and named.get(key) != turn.computing[0]
         ]
         if rows:
             insert = self._insert(computations)
-            changed = {"job_id": insert.excluded.job_id, "keep_ms": insert.excluded.keep_ms}
+            changed = {name: insert.excluded[name] for name in ("job_id", "keep_ms", "failures")}
             connection.execute(insert.on_conflict_do_update(index_elements=["key"], set_=changed), rows)
 
     def _follow(
@@ -207,12 +211,12 @@ def _is_held(row: Row[Any] | None, job: ClaimedJob, *, owner: int) -> bool:
     return (row.state, row.attempt, row.owner) == (int(State.RUNNING), job.attempt, owner)
 
 
-def _standing(row: Row[Any] | None) -> Standing | None:
+def _standing(row: Row[Any] | None, *, failures: int) -> Standing | None:
     if row is None:
         return None
     # What runs and is not wanted any more ends as cancelled.
     state = State.CANCELLED if row.cancel_requested and row.state == int(State.RUNNING) else State(row.state)
-    return Standing(row.id, state, row.finished_at, row.lease_until)
+    return Standing(row.id, state, row.finished_at, row.lease_until, failures)
 
 
 def _is_over(row: Row[Any] | None, *, now_ms: int, keep_ms: int) -> bool:

@@ -494,6 +494,7 @@ computations = Table(
     Column("key", LargeBinary, primary_key=True, comment="SHA-256 of what is computed, by which version, for whom"),
     Column("job_id", BigInteger, nullable=False, comment="That computes it, or has; its own row says how that stands"),
     Column("keep_ms", BigInteger, nullable=False, comment="How long its result may serve others"),
+    Column("failures", Integer, nullable=False, comment="Of jobs that went before it, in a row"),
     sqlite_with_rowid=False,
 )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from batchyard.jobs import State
-from batchyard.sharing import Standing, Turn, take_turns
+from batchyard.sharing import PATIENCE, Standing, Turn, take_turns
 
 NOW, LEASE, OTHERS_LEASE = 10_000, 40_000, 25_000
 
@@ -34,8 +34,17 @@ def test_who_runs_elsewhere_is_waited_for_as_long_as_its_lease_lives() -> None:
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.WAITING])
-def test_after_a_failure_everybody_computes(state: State) -> None:
-    assert turn([7, 8], job(state, finished_at=NOW)) == Turn(computing=[7, 8])
+def test_after_a_failure_the_next_takes_over_and_after_some_everybody_computes(state: State) -> None:
+    failed = job(state, finished_at=NOW)
+    assert turn([7, 8], failed) == Turn(computing=[7], following=[8], until_ms=LEASE, failures=1)
+    assert turn([7, 8], failed._replace(failures=PATIENCE - 1)) == Turn(computing=[7, 8], failures=PATIENCE)
+
+
+def test_failures_are_counted_until_somebody_succeeds() -> None:
+    cancelled = job(State.CANCELLED, finished_at=NOW)._replace(failures=2)
+    assert turn([7], cancelled).failures == 2
+    assert turn([7], cancelled._replace(failures=PATIENCE)) == Turn(computing=[7], failures=PATIENCE)
+    assert turn([7], job(State.SUCCEEDED, finished_at=NOW - 1000)._replace(failures=PATIENCE)).failures == 0
 
 
 @pytest.mark.parametrize(

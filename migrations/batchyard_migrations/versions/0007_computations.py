@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("key", sa.LargeBinary(), nullable=False),
         sa.Column("job_id", sa.BigInteger(), nullable=False),
         sa.Column("keep_ms", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("key"),
         sqlite_with_rowid=False,
     )

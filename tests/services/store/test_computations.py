@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from batchyard.jobs import ClaimedJob, Outcome, State
-from batchyard.sharing import Computed, Division
+from batchyard.sharing import PATIENCE, Computed, Division
 from batchyard.store.base import JobStore
 from tests.services.store.yard import LONG_MS, TENANT, Yard, eventually, failed, several_stores, succeeded, waiting
 
@@ -130,17 +130,24 @@ def test_where_it_ends_otherwise_one_of_the_others_takes_over(yard: Yard, ending
     assert share(yard, yard.claim(others[1:])).served.keys() == set(others[1:])
 
 
-def test_after_a_failure_each_computes_for_himself(yard: Yard) -> None:
-    first, others = led(yard, 4)
-    yard.finish([failed(first)])
-    assert due(yard) == others
-    held = yard.claim(others)
+def test_after_a_failure_the_next_takes_over_and_after_some_each_computes_for_himself(yard: Yard) -> None:
+    computing, others = led(yard, 2 + PATIENCE)
+    for _ in range(PATIENCE - 1):
+        yard.finish([failed(computing)])
+        assert due(yard) == others
+        held = yard.claim(others)
+        division = share(yard, held)
+        assert division.computing == {others[0]}
+        assert division.following == set(others[1:])
+        computing, others = followed(held[0]), others[1:]
+    yard.finish([failed(computing)])
+    held = yard.claim(due(yard))
     division = share(yard, held)
     assert division.computing == {others[0]}
     assert not division.following
     assert not division.served
     yard.finish([failed(followed(held[0])), *[succeeded(job) for job in held[1:]]])
-    assert yard.states(others) == [State.FAILED, State.SUCCEEDED, State.SUCCEEDED]
+    assert yard.states(others) == [State.FAILED, State.SUCCEEDED]
 
 
 def test_a_retry_lets_the_others_compute_meanwhile_and_is_served_by_them(yard: Yard) -> None:
