@@ -11,7 +11,6 @@ from batchyard_scaler.policy.market import Want
 from batchyard_scaler.policy.records import Budget, Pool
 from batchyard_scaler.policy.surplus import busy_of
 
-HOURS_PER_MONTH = 730.0
 BURST_HOURS = 0.25
 """What is left of an hour's budget may be spent this fast."""
 BURST_OF_MONTH_HOURS = 24.0

@@ -40,10 +40,6 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     """Spent on jobs that a preemption cut off."""
     decisions: int
 
-    @property
-    def wasted_hours(self) -> float:
-        return self.cold_hours + self.idle_hours + self.swap_hours + self.preempted_hours
-
 
 def measure(contender: str, replays: Sequence[Replayed], *, price_per_hour: float | None = None) -> Measures:
     """Measures of one contender: of one replay, or of several independent ones taken together.

@@ -38,7 +38,7 @@ def test_a_replay_by_hand() -> None:
     assert (found.on_time_jobs, found.on_time_work) == (0.5, 0.5)
     assert (found.jobs, found.lost_jobs, found.starts) == (4, 1, 3)
     assert found.lateness_p99_seconds == pytest.approx(np.quantile([0, 10, 9_300, 0], 0.99))
-    assert (found.cold_hours, found.idle_hours, found.wasted_hours) == (1.0, 0.5, 1.5)
+    assert (found.cold_hours, found.idle_hours) == (1.0, 0.5)
 
 
 def test_without_prices_the_cost_is_in_replica_hours() -> None:
