@@ -37,7 +37,7 @@ class Scale:
 
     def loaded(self) -> None:
         """Everything has its place; what follows is passes."""
-        if self._device.startswith("cuda") and torch.cuda.is_initialized():
+        if self._device.startswith("cuda") and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.reset_peak_memory_stats(self._device)
             self._loaded = in_use(self._device)
 

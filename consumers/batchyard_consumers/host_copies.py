@@ -71,6 +71,9 @@ def to_device(model: Any, *, device: str) -> None:
             tensor.data = tensor.data.to(device, non_blocking=True)
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+        # Else torch keeps what was page-locked for the next copy of such a size, beyond the limit; before it had this
+        # function it did so in any case.
+        getattr(torch.accelerator, "empty_host_cache", gc.collect)()
 
 
 def host_room(device: str, pool: PoolSettings) -> Callable[[float], float]:

@@ -177,6 +177,7 @@ class Signals:
         )
         is_spot = pool.capacity == "spot"
         minimum, maximum = limits_at(pool, now_ms / 1000)
+        is_scheduled = (minimum, maximum) != (pool.min, pool.max)
         if devices is None or devices >= maximum:
             devices = None
         else:
@@ -187,7 +188,7 @@ class Signals:
             models=frozenset(version.name for version in served),
             minimum=minimum,
             maximum=maximum,
-            is_scheduled=(minimum, maximum) != (pool.min, pool.max),
+            is_scheduled=is_scheduled,
             devices=devices,
             price_per_hour=pool.price_per_hour,
             speed=pool.speed,

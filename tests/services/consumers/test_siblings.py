@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,6 @@ runtime = "batchyard_consumers.samples:Lengths"
 POOL = """
 [pools.gpu]
 models = ["lengths"]
-{more}
 drain_seconds = 5
 """
 SMI = """#!/bin/sh
@@ -27,25 +26,16 @@ echo "GPU 1: NVIDIA A100 (UUID: GPU-1)"
 echo "  MIG 3g.20gb     Device  0: (UUID: MIG-1a)"
 """
 
-Open = Callable[..., Yard]
-
 
 @pytest.fixture
-def opened(tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+def place(tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
     tool = tmp_path / "nvidia-smi"
     tool.write_text(SMI)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    made = []
-
-    def make(more: str = "") -> Yard:
-        made.append(yard(tmp_path, models=MODELS, broker_url=valkey_url, extra=POOL.format(more=more)))
-        return made[-1].__enter__()
-
-    yield make
-    for context in made:
-        context.__exit__(None, None, None)
+    with yard(tmp_path, models=MODELS, broker_url=valkey_url, extra=POOL) as place:
+        yield place
 
 
 def consumers_of(process: int) -> dict[str, psutil.Process]:
@@ -57,8 +47,7 @@ def consumers_of(process: int) -> dict[str, psutil.Process]:
     return found
 
 
-def test_one_command_serves_every_device_and_drains_them_all(opened: Open) -> None:
-    place = opened()
+def test_one_command_serves_every_device_and_drains_them_all(place: Yard) -> None:
     worker = place.start("gpu")
     place.ready(2)
     before = consumers_of(worker.pid)
