@@ -135,6 +135,7 @@ def _long(folder: Path, *, so_far: bool, at_a_time: int) -> Iterator[Done]:
                 recovery_seconds=90.0,
                 rate=80.0,
                 clients=3,
+                is_patient=True,
             ),
         )
         for number in range(1, LONG_PARTS + 1)

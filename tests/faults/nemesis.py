@@ -36,6 +36,7 @@ AGAIN_SECONDS = (0.02, 0.03, 0.05, 0.1, 0.2)
 SETTLED_SHARE = 0.75
 """Of the faults; the others are followed by the next one while their damage lasts."""
 SETTLE_SECONDS = 15.0
+PATIENT_SECONDS = 60.0
 _HOLDERS = """
 SELECT DISTINCT c.pid FROM jobs j JOIN consumers c ON c.id = j.owner
 WHERE j.state = 1 AND c.state IN ('starting', 'ready', 'draining')
@@ -45,7 +46,11 @@ WHERE j.state = 1 AND c.state IN ('starting', 'ready', 'draining')
 class Nemesis:
     """Breaks one thing at a time. What a fault returns are the consumers whose jobs it took."""
 
-    def __init__(self, yard: Yard, load: Load, rng: random.Random, *, mutant: str = "") -> None:
+    def __init__(
+        self, yard: Yard, load: Load, rng: random.Random, *, mutant: str = "", is_patient: bool = False
+    ) -> None:
+        """`is_patient`: it waits, most of the times, until the victims of a fault hold nothing any more."""
+        self._is_patient = is_patient
         self._yard = yard
         self._load = load
         self._rng = rng
@@ -60,15 +65,20 @@ class Nemesis:
         victims = fault() or ()
         self._yard.history.add([Fault(name=name, began_ms=began, healed_ms=now_ms(), victims=tuple(victims))])
         if self._rng.random() < SETTLED_SHARE:
-            self._settle()
+            self._settle(victims)
 
-    def _settle(self) -> None:
+    def _settle(self, victims: Sequence[int]) -> None:
         """Wait for a claim, so that the next fault meets a system at work; not for ever."""
         [(last,)] = self._yard.select("SELECT coalesce(max(seq), 0) FROM faults_changes")
         claimed = "SELECT 1 FROM faults_changes WHERE seq > :last AND went = 1 AND came = 0 LIMIT 1"
         give_up = time.monotonic() + SETTLE_SECONDS
         while not self._yard.select(claimed, last=last) and time.monotonic() < give_up:
             time.sleep(0.05)
+        if self._is_patient:
+            give_up = time.monotonic() + PATIENT_SECONDS
+            held = "SELECT 1 FROM jobs WHERE state = 1 AND owner = :owner LIMIT 1"
+            while any(self._yard.select(held, owner=owner) for owner in victims) and time.monotonic() < give_up:
+                time.sleep(0.2)
 
     # --- processes ---
 

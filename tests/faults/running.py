@@ -38,6 +38,8 @@ class Plan:
     consumers: int = 2
     lease_seconds: float = 3.0
     recovery_seconds: float = 30.0
+    is_patient: bool = False
+    """Most faults are recovered from before the next one strikes, whatever time that takes."""
     mutant: str = ""
 
     @property
@@ -69,7 +71,8 @@ def run(plan: Plan) -> History:
     ):
         keys = made.make_keys()
         load = Load(made.urls, keys=keys, history=history, seed=plan.seed, clients=plan.clients, rate=plan.rate)
-        nemesis = Nemesis(made, load, random.Random(plan.seed), mutant=plan.mutant)
+        rng = random.Random(plan.seed)
+        nemesis = Nemesis(made, load, rng, mutant=plan.mutant, is_patient=plan.is_patient)
         with load.running():
             for pause, name in plan.strikes:
                 time.sleep(pause)
