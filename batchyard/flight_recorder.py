@@ -6,7 +6,11 @@ started it, or the next consumer to start on this machine. POSIX locks on purpos
 does not keep them.
 
 Layout, in 64-bit numbers of this machine: the owner id of the latest registration, then SLOTS slots, each with an
-owner, a count and the ids of the jobs that one stage is executing; a count of 0 says that it executes nothing.
+owner, a count and the ids of the jobs that one stage is executing; a count of 0 says that it executes nothing. Last the
+id of the model version that is being loaded, or 0.
+
+A version whose loading ended a process is noted beside the records until it loads, so that it does not end one after
+the other.
 """
 
 from __future__ import annotations
@@ -16,9 +20,10 @@ import mmap
 import os
 import secrets
 import socket
+import time
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,8 +33,9 @@ from batchyard.store.base import JobStore
 SLOTS = 16
 SLOT_JOBS = 16_384
 _SLOT_NUMBERS = 2 + SLOT_JOBS
-_NUMBERS = 1 + SLOTS * _SLOT_NUMBERS
+_NUMBERS = 1 + SLOTS * _SLOT_NUMBERS + 1
 _SUFFIX = ".flight"
+_LOADS = ".loads"
 
 
 class Flight(NamedTuple):
@@ -39,12 +45,24 @@ class Flight(NamedTuple):
     """Its registrations; those before the latest where a stage was still busy under them."""
     executing: Sequence[int]
     """Jobs, under whichever registration."""
+    loading: int = 0
+    """A model version."""
+
+
+class LoadEnds(NamedTuple):
+    """Processes that ended one after the other while they loaded a model version."""
+
+    count: int
+    last: str = ""
+    """How, for people."""
+    seconds_ago: float = 0.0
 
 
 class FlightRecorder:
     """The record of this process. Each slot belongs to one thread; without a folder the record is in memory alone."""
 
     def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
         self._path: Path | None = None
         self._file: int | None = None
         if folder is not None:
@@ -67,6 +85,28 @@ class FlightRecorder:
 
     def end(self, slot: int) -> None:
         self._numbers[1 + slot * _SLOT_NUMBERS + 1] = 0
+
+    @contextmanager
+    def loading(self, version_id: int) -> Iterator[None]:
+        """A model version is being loaded, which may end the process too. One at a time."""
+        self._numbers[-1] = version_id
+        try:
+            yield
+        finally:
+            self._numbers[-1] = 0
+            if self._folder is not None:
+                _loads(self._folder, version_id).unlink(missing_ok=True)
+
+    def load_ends(self, version_id: int) -> LoadEnds:
+        """Which processes of this machine the version has ended since it loaded last."""
+        if self._folder is None:
+            return LoadEnds(0)
+        path = _loads(self._folder, version_id)
+        try:
+            ends = path.read_text().splitlines()
+            return LoadEnds(len(ends), ends[-1], max(0.0, time.time() - path.stat().st_mtime))
+        except (FileNotFoundError, IndexError):
+            return LoadEnds(0)
 
     def read(self) -> Flight:
         """What stands there now."""
@@ -98,8 +138,13 @@ def tell_of_deaths(
         if numbers is None:
             continue
         flight = _read(numbers)
+        # Where a model was loading beside them, jobs have the benefit of the doubt.
+        executing = flight.executing if blames and not flight.loading else ()
         for owner in flight.owners:
-            buried += store.bury(owner, executing=flight.executing if blames else (), cause=cause)
+            buried += store.bury(owner, executing=executing, cause=cause)
+        if blames and flight.loading:
+            with _loads(folder, flight.loading).open("a") as ends:
+                ends.write(f"{cause or 'ended'}\n")
         with suppress(OSError):
             path.unlink()
     return buried
@@ -107,7 +152,8 @@ def tell_of_deaths(
 
 def _create(folder: Path) -> tuple[Path, int]:
     folder.mkdir(parents=True, exist_ok=True)
-    for old in set(folder.glob(f"{_host()}-*{_SUFFIX}")) - set(_records(folder, pid=None)):
+    of_today = f"{_machine()}-"
+    for old in (path for path in folder.glob(f"{_host()}-*") if not path.name.startswith(of_today)):
         old.unlink(missing_ok=True)  # from before the machine was started
     path = folder / f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -142,7 +188,12 @@ def _read(numbers: Sequence[int]) -> Flight:
         if 0 < count <= SLOT_JOBS:
             owners.append(owner)
             executing += numbers[start + 2 : start + 2 + count]
-    return Flight([owner for owner in dict.fromkeys(owners) if owner], executing)
+    return Flight([owner for owner in dict.fromkeys(owners) if owner], executing, numbers[-1])
+
+
+def _loads(folder: Path, version_id: int) -> Path:
+    """How processes ended that loaded it, a line for each."""
+    return folder / f"{_machine()}-{version_id}{_LOADS}"
 
 
 def _host() -> str:

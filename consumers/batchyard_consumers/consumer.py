@@ -99,6 +99,7 @@ class Consumer:
         self._blame: Blame | None = None
         self._shares: dict[int, FairShare] = {}
         objects = open_objects(settings)
+        recorder = open_recorder(settings, store)
         self.pipeline = Pipeline(
             store=store,
             queues=self.queues,
@@ -115,7 +116,7 @@ class Consumer:
             on_tickets_done=source.done,
             on_crash=lambda stage, error: self.crash(f"stage {stage}: {type(error).__name__}"),
             on_lost=self._lost,
-            recorder=open_recorder(settings, store),
+            recorder=recorder,
         )
         self.heartbeat = Heartbeat(
             store=store,
@@ -138,7 +139,9 @@ class Consumer:
         self._speeds = SpeedReporter(store)
         self._residents = Residents(
             self.versions,
-            loader=Loader(store=store, device=self.device_name, meter=self.meter, on_loaded=self._loaded),
+            loader=Loader(
+                store=store, device=self.device_name, meter=self.meter, on_loaded=self._loaded, recorder=recorder
+            ),
             holder=self.pipeline,
             store=store,
             device=self.device_name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from batchyard.errors import BatchyardError, ModelLoadError, Unavailable
+from batchyard.flight_recorder import FlightRecorder
 from batchyard.inputs import Validator
 from batchyard.interpreter import answer_promptly
 from batchyard.model import ContinuousModel, Model
@@ -32,14 +34,26 @@ from batchyard_consumers.served import Served
 WARM_UP_SECONDS = 1.0
 """Spent on measuring a model before its first job; the rest is learned from real batches."""
 
+FIRST_REST_SECONDS, LONGEST_REST_SECONDS = 5.0, 3600.0
+"""For a model that has ended two processes while it was loaded; twice as long after each further one."""
+
 log = logging.getLogger(__name__)
 
 
 class Loader:
     """Loads the versions that a consumer serves, one at a time. Owned by the thread of `Residents`."""
 
-    def __init__(self, *, store: JobStore, device: str, meter: Meter, on_loaded: Callable[[Served], None]) -> None:
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        device: str,
+        meter: Meter,
+        on_loaded: Callable[[Served], None],
+        recorder: FlightRecorder,
+    ) -> None:
         self._store = store
+        self._recorder = recorder
         self._device = device
         self._meter = meter
         self._on_loaded = on_loaded
@@ -48,6 +62,21 @@ class Loader:
         """A version will not be loaded here; say why."""
         self._failed(served, ModelLoadError(f"{served.name} {reason}"))
 
+    def rest(self, served: Served) -> float:
+        """Seconds to let pass before a version is loaded that has ended one process after the other; refuses it for so
+        long. One end alone may have had any reason."""
+        ends = self._recorder.load_ends(served.version_id)
+        if ends.count < 2:
+            return 0.0
+        pause = min(FIRST_REST_SECONDS * 2.0 ** (ends.count - 2), LONGEST_REST_SECONDS) - ends.seconds_ago
+        if pause <= 0:
+            return 0.0
+        again = f"it is tried again in {math.ceil(pause)} s"
+        self.refuse(
+            served, reason=f"cannot load: the process {ends.last} while it did, {ends.count} times now; {again}"
+        )
+        return pause
+
     def evicted(self, served: Served) -> None:
         """Note that a version has left."""
         self._meter.metrics.model_resident.labels(served.name).set(0)
@@ -55,7 +84,8 @@ class Loader:
     def attempt(self, served: Served) -> bool:
         """Load and report one version; whether it serves now."""
         try:
-            load(served, device=self._device, report=lambda *found: self._report(served, *found))
+            with self._recorder.loading(served.version_id):
+                load(served, device=self._device, report=lambda *found: self._report(served, *found))
         except Unavailable as away:
             log_event(log, "model_report_failed", level=logging.WARNING, model=served.name, reason=away.message)
             return False

@@ -102,7 +102,13 @@ class Residents:
             if one.size > self._room:
                 takes = f"takes {one.size / GIB:.2g} GiB, and all models here may take {self._room / GIB:.2g} together"
                 self._loader.refuse(one.served, reason=takes)
-        wanted = [one for one in self._records.values() if one.served.settings.preload or one.served.settings.pinned]
+            elif rest := self._loader.rest(one.served):
+                one.not_before = self._clock() + rest
+        wanted = [
+            one
+            for one in self._records.values()
+            if one.not_before == -math.inf and (one.served.settings.preload or one.served.settings.pinned)
+        ]
         for name in preloaded([self._standing(one) for one in wanted], room=self._room):
             one = self._records[name]
             if one.size <= self._free():

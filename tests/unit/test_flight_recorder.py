@@ -25,6 +25,9 @@ recorder.begin(0, owner=77, ids=[1, 2, 3])
 recorder.begin(1, owner=66, ids=[9])
 recorder.begin(2, owner=77, ids=[4])
 recorder.end(2)
+if len(sys.argv) > 2:
+    loading = recorder.loading(int(sys.argv[2]))
+    loading.__enter__()
 if os.fork() == 0:  # as a model might
     time.sleep(60)
 print("ready", flush=True)
@@ -51,9 +54,10 @@ def tell(folder: Path, registry: Registry, **arguments: object) -> int:
 
 
 @contextmanager
-def process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(folder: Path, *, loading: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    version = () if loading is None else (str(loading),)
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder)],
+        [sys.executable, "-c", PROGRAM, str(folder), *version],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -89,6 +93,34 @@ def test_an_end_that_was_asked_for_blames_nobody_and_is_told_of_one_process(tmp_
         tell(tmp_path, registry, pid=started.pid, blames=False)
         assert registry.buried == [(77, [], None), (66, [], None)]
         assert [f"-{other.pid}-" in path.name for path in tmp_path.iterdir()] == [True]
+
+
+def test_a_model_that_was_loading_is_to_blame_until_it_loads(tmp_path: Path) -> None:
+    registry = Registry()
+    for cause in ("was ended by SIGABRT", "was ended by SIGKILL"):
+        with process(tmp_path, loading=5) as started:
+            started.kill()
+            started.wait()
+            tell(tmp_path, registry, cause=cause)
+    assert [executing for _, executing, _ in registry.buried] == [[], [], [], []]
+    recorder = FlightRecorder(tmp_path)
+    ends = recorder.load_ends(5)
+    assert (ends.count, ends.last) == (2, "was ended by SIGKILL")
+    assert 0 <= ends.seconds_ago < 60
+    assert recorder.load_ends(6).count == 0
+    with recorder.loading(5):
+        assert recorder.read().loading == 5
+    assert recorder.read().loading == 0
+    assert recorder.load_ends(5).count == 0
+    recorder.close()
+
+
+def test_a_process_that_was_told_to_end_while_it_loaded_says_nothing_of_the_model(tmp_path: Path) -> None:
+    with process(tmp_path, loading=5) as started:
+        started.kill()
+        started.wait()
+        tell(tmp_path, Registry(), blames=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_told_now_is_told_later(tmp_path: Path) -> None:

@@ -68,12 +68,21 @@ class Aborting(Model):
         return list(items)
 
 
+class AbortingWhileItLoads(Model):
+    def load(self, device):
+        os.abort()
+
+    def forward(self, items):
+        return list(items)
+
+
 class Quitting(Model):
     def forward(self, items):
         if "quit" in items:
             raise SystemExit(1)
         return list(items)
 """
+TWO = ("AbortingWhileItLoads", "Honest")
 KINDS = ("Honest", "Miscounting", "Mutating", "OneNaN", "OneInAThousand", "Greedy", "Aborting", "Quitting")
 NEVER_LOADED = """
 [models.truncated]
@@ -105,10 +114,18 @@ def place(tmp_path: Path, valkey_url: str) -> Iterator[Yard]:
         yield made
 
 
+@pytest.fixture
+def two(tmp_path: Path, valkey_url: str) -> Iterator[Yard]:
+    write(tmp_path)
+    models = "".join(f'[models.{kind.lower()}]\nruntime = "bad_models:{kind}"\n' for kind in TWO)
+    with yard(tmp_path, models=models, broker_url=valkey_url) as made:
+        yield made
+
+
 class Fleet:
     """One worker, with another in its place whenever it has ended; it may have so much memory."""
 
-    def __init__(self, place: Yard, *, bytes_more: int) -> None:
+    def __init__(self, place: Yard, *, bytes_more: int = resource.RLIM_INFINITY) -> None:
         self._place = place
         self._limit = bytes_more
         self._lease = {"BATCHYARD_QUEUES__LEASE_SECONDS": "60"}
@@ -190,3 +207,16 @@ def test_every_bad_model_ends_in_its_own_error_and_harms_nobody(place: Yard) -> 
     assert list((place.settings.state_dir / "flights").iterdir()) == []
     place.store.fold(limit=10_000)
     assert place.store.recount() == place.store.backlog()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_model_that_ends_the_process_while_it_loads_lets_the_others_work(two: Yard) -> None:
+    fleet = Fleet(two)
+    views = fleet.finish(two.submit("honest@1", list(range(200))))
+    assert fleet.deaths >= 2
+    assert {(view.state, view.failures, view.crashes) for view in views} == {(State.SUCCEEDED, 0, 0)}
+    reasons = {version.model: version.load_error or "" for version in two.store.models()}
+    assert "abortingwhileitloads@1 cannot load: the process " in reasons["abortingwhileitloads"]
+    fleet.worker.terminate()
+    fleet.worker.wait(20)

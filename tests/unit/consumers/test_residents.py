@@ -2,17 +2,20 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from batchyard import flight_recorder
+from batchyard.flight_recorder import FlightRecorder
 from batchyard.jobs import Lane, State
 from batchyard.model import Model
 from batchyard.settings import ModelSettings, PoolSettings
 from batchyard_consumers import residency, residents
 from batchyard_consumers.host_copies import GIB, size_of
-from batchyard_consumers.loading import Loader
+from batchyard_consumers.loading import FIRST_REST_SECONDS, Loader
 from batchyard_consumers.residents import Residents, declared_size, room_on
 from tests.unit.consumers.jobs import served
 from tests.unit.consumers.line import Line, until, value_of
@@ -39,7 +42,14 @@ class Sized(Model):
 class Yard:
     """Versions a, b, c, … of 4,000 bytes each on a line, none loaded, with a clock of its own."""
 
-    def __init__(self, *names: str, room: float = ROOM, host_room: float = 0.0, **changes: Any) -> None:
+    def __init__(
+        self,
+        *names: str,
+        room: float = ROOM,
+        host_room: float = 0.0,
+        recorder: FlightRecorder | None = None,
+        **changes: Any,
+    ) -> None:
         self.line = Line(dict.fromkeys(names))
         self.time = 1000.0
         self.stopping = threading.Event()
@@ -50,7 +60,13 @@ class Yard:
             )
         self.residents = Residents(
             list(self.line.served.values()),
-            loader=Loader(store=self.line.store, device="cpu", meter=self.line.meter, on_loaded=self._on_loaded),
+            loader=Loader(
+                store=self.line.store,
+                device="cpu",
+                meter=self.line.meter,
+                on_loaded=self._on_loaded,
+                recorder=recorder or FlightRecorder(None),
+            ),
             holder=self.line.pipeline,
             store=self.line.store,
             room=room,
@@ -261,6 +277,30 @@ def test_one_that_cannot_load_stops_no_other_and_is_tried_again(make: Callable[.
     broken.settings = ModelSettings(name="a", runtime=f"{HERE}:Sized")
     assert yard.look(seconds=1.0) == ["b"]
     assert yard.look(seconds=residents.FIRST_PAUSE_SECONDS) == ["a", "b"]
+
+
+def test_one_that_ends_processes_while_it_loads_rests_and_stops_no_other(
+    make: Callable[..., Yard], tmp_path: Path
+) -> None:
+    recorder = FlightRecorder(tmp_path)
+    yard = make("a", "b", room=float("inf"), recorder=recorder)
+    ends = flight_recorder._loads(tmp_path, yard.line.served["a"].version_id)
+    ends.write_text("ended\nwas ended by SIGABRT\n")
+    yard.start()
+    assert yard.there == ["b"]
+    reason = yard.line.store.models()[0].load_error or ""
+    assert reason.startswith("a@1 cannot load: the process was ended by SIGABRT while it did, 2 times now; it is tried")
+    assert yard.look(seconds=FIRST_REST_SECONDS) == ["a", "b"]
+    assert not ends.exists()
+    recorder.close()
+
+
+def test_one_end_alone_may_have_had_any_reason(make: Callable[..., Yard], tmp_path: Path) -> None:
+    recorder = FlightRecorder(tmp_path)
+    yard = make("a", room=float("inf"), recorder=recorder)
+    flight_recorder._loads(tmp_path, yard.line.served["a"].version_id).write_text("ended\n")
+    assert yard.start() == ["a"]
+    recorder.close()
 
 
 def test_pinned_models_stay_and_others_wait_for_work(make: Callable[..., Yard]) -> None:
