@@ -52,7 +52,7 @@ class Flight(NamedTuple):
 class LoadEnds(NamedTuple):
     """Processes that ended one after the other while they loaded a model version."""
 
-    count: int
+    times: int
     last: str = ""
     """How, for people."""
     seconds_ago: float = 0.0

@@ -66,14 +66,14 @@ class Loader:
         """Seconds to let pass before a version is loaded that has ended one process after the other; refuses it for so
         long. One end alone may have had any reason."""
         ends = self._recorder.load_ends(served.version_id)
-        if ends.count < 2:
+        if ends.times < 2:
             return 0.0
-        pause = min(FIRST_REST_SECONDS * 2.0 ** (ends.count - 2), LONGEST_REST_SECONDS) - ends.seconds_ago
+        pause = min(FIRST_REST_SECONDS * 2.0 ** (ends.times - 2), LONGEST_REST_SECONDS) - ends.seconds_ago
         if pause <= 0:
             return 0.0
         again = f"it is tried again in {math.ceil(pause)} s"
         self.refuse(
-            served, reason=f"cannot load: the process {ends.last} while it did, {ends.count} times now; {again}"
+            served, reason=f"cannot load: the process {ends.last} while it did, {ends.times} times now; {again}"
         )
         return pause
 

@@ -105,13 +105,13 @@ def test_a_model_that_was_loading_is_to_blame_until_it_loads(tmp_path: Path) -> 
     assert [executing for _, executing, _ in registry.buried] == [[], [], [], []]
     recorder = FlightRecorder(tmp_path)
     ends = recorder.load_ends(5)
-    assert (ends.count, ends.last) == (2, "was ended by SIGKILL")
+    assert (ends.times, ends.last) == (2, "was ended by SIGKILL")
     assert 0 <= ends.seconds_ago < 60
-    assert recorder.load_ends(6).count == 0
+    assert recorder.load_ends(6).times == 0
     with recorder.loading(5):
         assert recorder.read().loading == 5
     assert recorder.read().loading == 0
-    assert recorder.load_ends(5).count == 0
+    assert recorder.load_ends(5).times == 0
     recorder.close()
 
 

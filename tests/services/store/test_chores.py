@@ -122,7 +122,7 @@ def test_one_holder_leads_until_it_lets_go(store: JobStore) -> None:
 
 def test_a_lease_that_ran_out_is_taken_over(store: JobStore) -> None:
     assert store.lead("dispatcher", holder=1, lease_ms=100)
-    eventually(lambda: store.lead("dispatcher", holder=2, lease_ms=60_000))
+    eventually(lambda: bool(store.lead("dispatcher", holder=2, lease_ms=60_000)))
     assert not store.lead("dispatcher", holder=1, lease_ms=60_000)
 
 
