@@ -48,7 +48,7 @@ class Hpa:
         wanted = min(self._maximum, max(self._minimum, math.ceil(metric / target)))
         if wanted > replicas:
             wanted = min(wanted, max(self._limit(policy, replicas, 1) for policy in self._policies("scaleUp")))
-        if wanted < replicas:
+        elif wanted < replicas:
             wanted = max(wanted, min(self._limit(policy, replicas, -1) for policy in self._policies("scaleDown")))
         self._changes.append((self._clock(), wanted - replicas))
         return wanted
@@ -58,9 +58,9 @@ class Hpa:
         return list(self._behavior[direction]["policies"])
 
     def _limit(self, policy: Mapping[str, Any], replicas: int, sign: int) -> int:
-        """As far as the policy lets it go, counted from where its period began."""
+        """As far as the policy lets it go, counted from where its period began: changes of both ways are undone."""
         since = self._clock() - policy["periodSeconds"] / FACTOR
-        begun = replicas - sum(change for at, change in self._changes if at > since and change * sign > 0)
+        begun = replicas - sum(change for at, change in self._changes if at > since)
         if policy["type"] == "Pods":
             return int(begun + sign * policy["value"])
         return math.ceil(begun * (1 + policy["value"] / 100)) if sign > 0 else int(begun * (1 - policy["value"] / 100))

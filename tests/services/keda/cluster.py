@@ -21,10 +21,11 @@ DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 class Pod:
     """One process, started as a Deployment's template says."""
 
-    def __init__(self, name: str, *, zone: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, *, zone: str, run: Callable[[], subprocess.Popen[bytes]]) -> None:
         self.name = name
         self.zone = zone
-        self.process = process
+        self._run = run
+        self.process = run()
         self.started_at = time.monotonic()
         self.annotations: dict[str, str] = {}
         self.was_killed = False
@@ -32,6 +33,14 @@ class Pod:
     @property
     def deletion_cost(self) -> int:
         return int(self.annotations.get(DELETION_COST, "0"))
+
+    def crash(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        """As the kubelet does with a container that has ended."""
+        self.process = self._run()
 
     def end(self, grace_seconds: float) -> None:
         self.process.terminate()
@@ -104,7 +113,7 @@ class Deployment:
         }
         [container] = self._template["containers"]
         variables = {one["name"]: self._value(one, fields) for one in container["env"]}
-        return Pod(name, zone=zone, process=self._start(container["command"], variables, name))
+        return Pod(name, zone=zone, run=lambda: self._start(container["command"], variables, name))
 
     def _value(self, variable: Mapping[str, Any], fields: Mapping[str, str]) -> str:
         if "value" in variable:

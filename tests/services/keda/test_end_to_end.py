@@ -49,21 +49,24 @@ def test_pools_follow_their_decisions_from_nothing_to_nothing(yard: Yard) -> Non
     zones = {pod.zone for one in yard.deployments.values() for pod in one.pods}
     assert {info.zone for info in yard.store.consumers()} == zones
 
-    # Without a scaler, and then without a fresh decision, all stay, and work.
+    # Under load the scaler is killed, its decisions age, half of each pool is killed, and the store goes away: nothing
+    # is scaled, and no job is lost.
     before = {pool: list(changes) for pool, changes in yard.histories().items()}
+    loads = [yard.submit(pool, 0.05, jobs=120) for pool in MOST]
     scaler.kill()
     scaler.wait()
     yard.let_decisions_age()
     yard.until(lambda: {pool: yard.decided(pool) for pool in MOST} == {"polled": None, "pushed": None})
-    seen = {pool: (one.failed_looks, one.syncs) for pool, one in yard.autoscalers.items()}
-    for pool in MOST:
-        yard.finish(yard.submit(pool, 0.02, jobs=20))
-    yard.until(
-        lambda: all(
-            one.failed_looks > seen[pool][0] + 10 and one.syncs > seen[pool][1] + 4
-            for pool, one in yard.autoscalers.items()
-        )
-    )
+    halves = [pod for one in yard.deployments.values() for pod in one.pods[: one.replicas // 2]]
+    for pod in halves:
+        pod.crash()
+    with yard.without_the_store():
+        yard.fail_looks(more_than=1)
+    for pod in halves:
+        pod.restart()
+    for ids in loads:
+        yard.finish(ids)
+    yard.fail_looks(more_than=3)  # enough for KEDA's fallback
     assert yard.histories() == before
 
     # The next scaler decides on; of a pool that shrinks the busy consumer stays.

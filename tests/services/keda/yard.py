@@ -5,15 +5,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
+from sqlalchemy import make_url
 
 from batchyard.store.open import open_store
+from tests.faults.proxy import proxy
 from tests.servers.processes import free_port
 from tests.services.keda.autoscaler import Autoscaler
 from tests.services.keda.cluster import Deployment, annotations_api
@@ -62,7 +64,11 @@ class Yard:
 
     def __init__(self, folder: Path, *, database: str, broker: str, closing: ExitStack) -> None:
         self.folder = folder
-        self.database = database
+        self.between = closing.enter_context(proxy(_socket_of(database)))
+        """Processes reach the database through it; the test itself does not."""
+        reached = make_url(database).set(host="127.0.0.1", port=self.between.port, query={})
+        self.direct_database = database
+        database = reached.render_as_string(hide_password=False)
         self.secrets = {"BATCHYARD_DATABASE__URL": database, "BATCHYARD_BROKER__URL": broker}
         shared = folder / "shared"
         shared.mkdir()
@@ -77,7 +83,7 @@ class Yard:
             "batchyard-scaler.batchyard.svc:9090": free_port(),
         }
         self.closing = closing
-        self.store = open_store(database, state_dir=folder / "state")
+        self.store = open_store(self.direct_database, state_dir=folder / "state")
         closing.callback(self.store.close)
         self.deployments: dict[str, Deployment] = {}
         self.autoscalers: dict[str, Autoscaler] = {}
@@ -226,6 +232,26 @@ class Yard:
                 raise AssertionError(f"not within {WAIT_SECONDS:g} s; {self.histories()}\n{self._logs()}")
             time.sleep(0.05)
 
+    def fail_looks(self, *, more_than: int) -> None:
+        """Until KEDA has failed so often, and the autoscaler has asked as often."""
+        seen = {pool: (one.failed_looks, one.syncs) for pool, one in self.autoscalers.items()}
+        self.until(
+            lambda: all(
+                one.failed_looks > seen[pool][0] + more_than and one.syncs > seen[pool][1] + more_than
+                for pool, one in self.autoscalers.items()
+            )
+        )
+
+    @contextmanager
+    def without_the_store(self) -> Iterator[None]:
+        """Connections break, and new ones hang."""
+        self.between.hold_up()
+        self.between.cut()
+        yield
+        self.between.let_through()
+        self.between.cut()
+        self.until(self._is_ready)
+
     def histories(self) -> dict[str, list[tuple[int, str]]]:
         return {pool: one.history for pool, one in self.deployments.items()}
 
@@ -234,8 +260,12 @@ class Yard:
 
     def let_decisions_age(self) -> None:
         """By a minute and more, which nobody has to wait for."""
-        with psycopg.connect(self.database.replace("+psycopg", "")) as session:
+        with psycopg.connect(self.direct_database.replace("+psycopg", "")) as session:
             session.execute("UPDATE decisions SET decided_at = decided_at - 61000")
+
+
+def _socket_of(database: str) -> Path:
+    return Path(str(make_url(database).query["host"])) / ".s.PGSQL.5432"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
