@@ -26,8 +26,8 @@ class Model:
     all of them to one, which does more work in the same time. May be set by `load`."""
 
     dtype: str = "float32"
-    """What `batchyard.toml` asks to compute in: "float32", "bfloat16", "float16", "int8" or "auto". Set before `load`; a
-    model that heeds it by itself names what it can do in `dtypes`."""
+    """What `batchyard.toml` asks to compute in: "float32", "bfloat16", "float16", "int8" or "auto". Set before `load`;
+    a model that heeds it by itself names what it can do in `dtypes`."""
 
     dtypes: Sequence[str] = ()
     """What it can compute in beside float32."""
