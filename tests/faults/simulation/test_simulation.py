@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from pysqlite3 import dbapi2
 
 from batchyard.jobs import ClaimedJob, State
-from batchyard.sharing import Turn, take_turns
+from batchyard.sharing import PATIENCE, Turn, take_turns
 from batchyard.store import computations
 from batchyard.store.chores import Chores
 from batchyard.store.fleet import Fleet
@@ -229,11 +229,12 @@ def a_running_job_is_cancelled() -> None:
 
 def one_gives_way_at_the_next_attempt() -> None:
     machine = begun("echo", shares=True)
-    for _ in range(3):
+    for _ in range(PATIENCE + 2):
         machine._submit(["mend"])
-    work(machine, jobs=8, then="write")  # the first fails for now, and the others compute by themselves
-    machine.world.store.promote_due(limit=10)
-    machine.world.consumers[0].claim_head()
+    for _ in range(PATIENCE):
+        work(machine, jobs=8, then="write")  # one after the other fails for now
+        machine.world.store.promote_due(limit=10)
+    machine.world.consumers[0].claim_head()  # and the others compute by themselves
     for place in reversed(range(len(machine.world.late))):
         machine.arrive_late(place)
     ended(machine)
