@@ -137,8 +137,10 @@ class AsyncFeeder:
         """Two sides wait on one event, which either may clear; so both look again now and then."""
         while not condition():
             self._changed.clear()
+            # Not `wait_for`: until Python 3.12 that swallows a cancellation which comes together with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), RECHECK_SECONDS)
+                async with asyncio.timeout(RECHECK_SECONDS):
+                    await self._changed.wait()
 
     async def run(self) -> None:
         try:

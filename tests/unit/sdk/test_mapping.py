@@ -21,6 +21,7 @@ from batchyard.errors import (
     QueueFull,
     Unavailable,
 )
+from batchyard.sdk.async_mapping import AsyncFeeder
 from batchyard.sdk.reading import Reader
 from tests.unit.sdk.fake_api import AsyncFakeApi, FakeApi
 
@@ -413,3 +414,18 @@ def test_a_cursor_of_batches_is_behind_the_batch() -> None:
     assert [result.value for result in next(batches)] == list(range(30))[::-1]
     assert results.cursor == 30
     results.close()
+
+
+def test_a_feeding_task_ends_when_it_is_cancelled_while_it_is_woken() -> None:
+    async def cancel() -> None:
+        feeder = AsyncFeeder(flow=None, transport=None, source=iter(()))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(feeder.wait_until(lambda: False))
+        while not feeder._changed._waiters:  # noqa: ASYNC110  nothing tells that somebody waits
+            await asyncio.sleep(0)
+        feeder.wake()
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(cancel())
