@@ -414,4 +414,4 @@ def test_a_worker_at_work_reports_itself(opened: Callable[..., Yard]) -> None:
     assert info.pool == "local"
     assert info.stats["models"]["noop@1"]["loaded"]
     names = {family[0] for family in info.stats["samples"]}
-    assert {"batchyard_batch_size_jobs", "batchyard_queue_seconds", "batchyard_claims"} <= names
+    assert {"batchyard_batch_size_jobs", "batchyard_queue_seconds", "batchyard_claims_total"} <= names
