@@ -56,10 +56,9 @@ def test_fifty_equal_jobs_are_one_computation_that_survives_its_consumer(tmp_pat
             return sorted(job.waits_because or job.state for job in seen) == [reason] * 49 + ["running"]
 
         assert eventually(one_runs, seconds=60)
-        [first] = [job for job in client.lookup(ids) if job.state == "running"]
         assert eventually(lambda: len(passes.read_text().splitlines()) == 1)
         os.kill(int(passes.read_text().split()[0]), signal.SIGKILL)
-        # Another one takes over; the one that was executing may be to blame.
+        # Another one takes over, or the same once more, whichever is claimed first.
         assert eventually(lambda: len(passes.read_text().splitlines()) == 2, seconds=60)
         hold.unlink()
         results = [job.result(timeout=60) for job in jobs]
@@ -68,7 +67,6 @@ def test_fifty_equal_jobs_are_one_computation_that_survives_its_consumer(tmp_pat
         assert len(passes.read_text().splitlines()) == 2
 
         [computed] = [job for job in jobs if not job.data.cached]
-        assert computed.id != first.id
         assert {job.data.computed_by for job in jobs} == {None, computed.id}
         assert {job.data.device_seconds for job in jobs if job is not computed} == {0.0}
         assert {job.data.failures for job in jobs} == {0}

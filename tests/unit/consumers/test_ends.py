@@ -32,7 +32,7 @@ def heartbeat(line: Line) -> Heartbeat:
 
 def drain(line: Line, *, grace_seconds: float) -> tuple[Drain, Broker]:
     broker = Broker("memory://")
-    names = {queue.queue_id: f"q{queue.queue_id}" for queue in line.queues}
+    names = {queue.queue_id: f"ended-{queue.queue_id}" for queue in line.queues}
     made = Drain(
         line.pipeline,
         store=line.store,
@@ -68,7 +68,7 @@ def test_a_drain_finishes_the_batch_and_hands_back_the_rest() -> None:
         views = {view.id: view for view in line.store.get_jobs([*ids, *unclaimed], tenant_id=1)}
         assert [views[number].state for number in ids] == [State.SUCCEEDED, State.QUEUED, State.QUEUED]
         assert {view.preemptions for view in views.values()} == {0}
-        assert broker.depth(f"q{line.served['gate'].queue_ids[Lane.FIRM]}") == 2
+        assert broker.depth(f"ended-{line.served['gate'].queue_ids[Lane.FIRM]}") == 2
         assert line.store.consumers()[0].state == "gone"
         assert line.hinted == ids[:1]
 
