@@ -46,7 +46,7 @@ def serve(job: ClaimedJob, result: Computed) -> Outcome:
 
 
 def due(yard: Yard) -> list[int]:
-    """What the dispatcher queues now, or as soon as a store's estimate of the clock has come as far as the database's."""
+    """What the dispatcher queues now, or once the estimate of the clock has come as far as the database."""
     end = time.monotonic() + 0.05
     while not (queued := yard.store.promote_due(limit=1000)) and time.monotonic() < end:
         time.sleep(0.002)
