@@ -1,6 +1,7 @@
 """What the command shows: tables, figures, and which log lines people hear of."""
 
 import io
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,9 +15,9 @@ from batchyard.cli.supervisor import describe, headline
 from batchyard.settings import PoolSettings
 
 
-def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
-    consumer = schemas.Consumer(
-        id="0" * 15 + "7",
+def consumer(stats: dict[str, Any], *, number: int = 1) -> schemas.Consumer:
+    return schemas.Consumer(
+        id=f"{number:016}",
         pool="local",
         host="here",
         pid=123,
@@ -24,27 +25,12 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         capacity="on_demand",
         state="ready",
         started_at="2026-01-01T00:00:00Z",
-        stats={
-            "jobs_per_second": 271.0,
-            "device_busy": 0.97,
-            "held": {"pool": 30, "device": 2},
-            "models": {
-                "minilm@1": {
-                    "batches": 10,
-                    "batch_size": 31.5,
-                    "budget": 1024,
-                    "seconds_per_job": 0.0035,
-                    "fill": 0.875,
-                    "padding": 0.02,
-                    "closed": {"drained": 2, "full": 8},
-                }
-            },
-        },
+        stats=stats,
     )
-    decision = schemas.PoolScale(
-        pool="local", replicas=2, live=1, reason="9 jobs", decided_at="2026-01-01T00:00:00Z", age_seconds=3.0
-    )
-    pool = schemas.Pool(
+
+
+def pool(consumers: list[schemas.Consumer], **changes: Any) -> schemas.Pool:
+    return schemas.Pool(
         name="local",
         capacity="on_demand",
         device="auto",
@@ -52,29 +38,57 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         min=0,
         max=2,
         price_per_hour=0,
-        consumers=[consumer],
-        decision=decision,
+        consumers=consumers,
+        **changes,
     )
+
+
+def shown(pools: list[schemas.Pool], queues: list[schemas.QueueStatus]) -> str:
+    """What `status` prints."""
+    status = schemas.Status(
+        time="2026-01-01T00:00:00Z",
+        version="0.1.0",
+        database="d",
+        broker="up",
+        role="leader",
+        queues=queues,
+        pools=pools,
+    )
+    out = io.StringIO()
+    Console(file=out, width=160).print(dashboard(status))
+    return out.getvalue()
+
+
+def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
+    stats = {
+        "jobs_per_second": 271.0,
+        "device_busy": 0.97,
+        "held": {"pool": 30, "device": 2},
+        "models": {
+            "minilm@1": {
+                "batches": 10,
+                "batch_size": 31.5,
+                "budget": 1024,
+                "seconds_per_job": 0.0035,
+                "fill": 0.875,
+                "padding": 0.02,
+                "closed": {"drained": 2, "full": 8},
+            }
+        },
+    }
+    decision = schemas.PoolScale(
+        pool="local", replicas=2, live=1, reason="9 jobs", decided_at="2026-01-01T00:00:00Z", age_seconds=3.0
+    )
+    local = pool([consumer(stats)], decision=decision)
     stale = msgspec.structs.replace(decision, age_seconds=3725.0, stale=True, rule="hold")
-    left = msgspec.structs.replace(pool, name="left", decision=stale)
+    left = msgspec.structs.replace(local, name="left", decision=stale)
     queue = schemas.QueueStatus(
         model="minilm@1", lane="tolerant", queued=1234567, waiting=1, running=2, consumers=1, jobs_per_second=270.6
     )
     broken = schemas.QueueStatus(model="bad@1", lane="firm", queued=3, waiting=0, running=0, load_error="no such file")
-    status = schemas.Status(
-        time="2026-01-01T00:00:00Z",
-        version="0.1.0",
-        database="sqlite wal synchronous=FULL",
-        broker="up",
-        role="leader",
-        queues=[queue, broken],
-        pools=[pool, left],
-    )
-    out = io.StringIO()
 
-    Console(file=out, width=160).print(dashboard(status))
+    text = shown([local, left], [queue, broken])
 
-    shown = out.getvalue()
     for words in (
         "1,234,567",
         "271/s",
@@ -86,9 +100,9 @@ def test_the_dashboard_shows_queues_pools_consumers_and_batches() -> None:
         "88 %",
         "full 80 %, drained 20 %",
     ):
-        assert words in shown
-    assert "  2: 9 jobs (3.0 s ago)" in shown
-    assert "  stale: 2: hold: 9 jobs (1 h 2 min ago)" in shown
+        assert words in text
+    assert "  2: 9 jobs (3.0 s ago)" in text
+    assert "  stale: 2: hold: 9 jobs (1 h 2 min ago)" in text
 
 
 def test_what_caches_serve_is_summed_over_consumers() -> None:
@@ -96,37 +110,9 @@ def test_what_caches_serve_is_summed_over_consumers() -> None:
         {"m@1": {"cache": {"hit": 30, "miss": 1, "wait": 9}}, "n@1": {"cache": {}}},
         {"m@1": {"cache": {"miss": 9}}},
     ]
-    consumers = [
-        schemas.Consumer(
-            id=f"{number:016}",
-            pool="local",
-            host="here",
-            pid=1,
-            device="cpu",
-            capacity="on_demand",
-            state="ready",
-            started_at="2026-01-01T00:00:00Z",
-            stats={"models": models},
-        )
-        for number, models in enumerate(told)
-    ]
+    consumers = [consumer({"models": models}, number=number) for number, models in enumerate(told)]
     assert cached_by(consumers) == {"m@1": (30, 10)}
-    pool = schemas.Pool(
-        name="local",
-        capacity="on_demand",
-        device="auto",
-        models=["m"],
-        min=0,
-        max=2,
-        price_per_hour=0,
-        consumers=consumers,
-    )
-    status = schemas.Status(
-        time="2026-01-01T00:00:00Z", version="0", database="d", broker="up", role="leader", queues=[], pools=[pool]
-    )
-    out = io.StringIO()
-    Console(file=out, width=160).print(dashboard(status))
-    assert "m@1: 75 % of 40 jobs were served from the cache" in out.getvalue()
+    assert "m@1: 75 % of 40 jobs were served from the cache" in shown([pool(consumers)], [])
 
 
 def test_what_a_pool_cost_is_shown_in_money_or_else_in_hours() -> None:
