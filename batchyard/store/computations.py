@@ -58,11 +58,11 @@ class Computations(Moves):
             now = self._database_ms(connection)
             new = self._insert(computations).on_conflict_do_nothing().returning(computations.c.key)
             rows = [
-                {"key": key, "job_id": jobs[0].id, "keep_ms": keep_ms, "failures": 0} for key, jobs in missing.items()
+                {"key": key, "job_id": mine[0].id, "keep_ms": keep_ms, "failures": 0} for key, mine in missing.items()
             ]
             made = set(connection.execute(new, rows).scalars())
             alone = {missing[key][0].id for key in made if len(missing[key]) == 1}
-            shared = {key: jobs for key, jobs in missing.items() if key not in made or len(jobs) > 1}
+            shared = {key: mine for key, mine in missing.items() if key not in made or len(mine) > 1}
             rest = self._divide(connection, _Held(shared, owner, keep_ms, now), deltas=deltas)
             self._record(connection, deltas)
         return Division(computing=rest.computing | alone, following=rest.following, served={**served, **rest.served})
