@@ -126,8 +126,9 @@ class FakeApi:
 
     def _run(self) -> None:
         """End what was added, by whomever, since the last time."""
-        self._ended += [index for index in range(self._seen, len(self.inputs)) if index not in self.stuck]
-        self._seen = len(self.inputs)
+        seen = len(self.inputs)  # once: another thread may be adding
+        self._ended += [index for index in range(self._seen, seen) if index not in self.stuck]
+        self._seen = seen
 
     def _frames(self, cursor: int) -> Iterator[bytes]:
         """A frame's cursor is the number of jobs up to its end; a stream with nothing new ends at once."""
